@@ -1,0 +1,27 @@
+"""medsynth: a hospital's own scans into a generator of labelled synthetic ones, with the evidence of what they are worth.
+
+The public names are loaded on first use (PEP 562), so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "KLAutoencoder": "medsynth.models.autoencoder",
+    "LatentUNet": "medsynth.models.unet",
+    "LatentVolumePipeline": "medsynth.diffusion.pipeline",
+    "Deidentifier": "medsynth.imaging.deidentify",
+    "Manifest": "medsynth.cohort.manifest",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'medsynth' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,1 @@
+"""Frozen settings: YAML in, all mistakes out at once."""

@@ -1,0 +1,80 @@
+"""The settings of a whole experiment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from medsynth.config.base import ConfigPath, Name, Settings
+from medsynth.config.cohort import CategoryCondition, Cohort, Condition, MaskCondition, Prepare
+from medsynth.config.evidence import Evaluate, Register, Tracking
+from medsynth.config.generator import Autoencoder, Compute, Denoiser, Generate
+
+RESERVED = frozenset(
+    ["case", "patient", "origin", "split", "image", "mask_path", "modality", "shape", "spacing_mm", "affine", "sha256", "source", "model", "seed", "sampler", "evaluations", "guidance", "intensity_low", "intensity_high"]
+)
+"""Columns of the manifest that a condition's name must leave alone."""
+
+
+class Pipeline(Settings):
+    """One experiment: cohort -> prepare -> autoencoder -> encode -> denoiser -> generate -> evaluate -> register."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    workspace: ConfigPath | None = None
+    """`runs/<name>` in the current folder unless given."""
+    cohort: Cohort
+    conditions: dict[Name, Condition] = {}
+    prepare: Prepare = Prepare()
+    autoencoder: Autoencoder = Autoencoder()
+    denoiser: Denoiser = Denoiser()
+    generate: Generate = Generate()
+    evaluate: Evaluate = Evaluate()
+    register_: Annotated[Register, Field(alias="register")] = Register()
+    tracking: Tracking = Tracking()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Pipeline:
+        wrong: list[str] = []
+        clash = sorted(RESERVED & set(self.conditions))
+        if clash:
+            wrong.append(f"conditions.{clash[0]}: this is a column of the manifest; choose another name")
+        if sum(isinstance(c, MaskCondition) for c in self.conditions.values()) > 1:
+            wrong.append("conditions: expected at most one condition of kind mask")
+        categories = [name for name, c in self.conditions.items() if isinstance(c, CategoryCondition)]
+        wrong += [
+            f"{key}: expected one of the category conditions ({', '.join(categories)}), found {name!r}"
+            for key, name in (
+                ("prepare.split.stratify", self.prepare.split.stratify),
+                ("evaluate.benefit.label", self.evaluate.benefit.label),
+                ("generate.by", self.generate.by),
+            )
+            if name is not None and name not in categories
+        ]
+        factor = self.autoencoder.network.downsampling * 2 ** (len(self.denoiser.network.widths) - 1)
+        if any(size % factor for size in self.prepare.box):
+            wrong.append(
+                f"prepare.box: every size must be a multiple of {factor} (autoencoder downsampling x denoiser levels), "
+                f"found {list(self.prepare.box)}"
+            )
+        wrong += [
+            f"generate.conditions.{name}: expected one of the declared conditions ({', '.join(self.conditions)})"
+            for name in sorted(set(self.generate.conditions) - set(self.conditions))
+        ]
+        if self.prepare.centre == "mask" and self.mask() is None:
+            wrong.append("prepare.centre: `mask` needs a condition of kind mask")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def category(self, name: str | None = None) -> str | None:
+        """The named category, or the first one; None where the pipeline has none."""
+        if name is not None:
+            return name
+        return next((n for n, c in self.conditions.items() if isinstance(c, CategoryCondition)), None)
+
+    def mask(self) -> tuple[str, MaskCondition] | None:
+        """The mask condition, if there is one."""
+        return next(((n, c) for n, c in self.conditions.items() if isinstance(c, MaskCondition)), None)
