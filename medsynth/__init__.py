@@ -1,4 +1,4 @@
-"""medsynth: a hospital's own scans into a generator of labelled synthetic ones, with the evidence of what they are worth.
+"""medsynth: from a hospital's own scans to a generator of labelled synthetic ones, with the evidence of their worth.
 
 The public names are loaded on first use (PEP 562), so that importing the package costs nothing.
 """

@@ -27,8 +27,8 @@ def explain(error: ValidationError, root: type[BaseModel], data: Any, origin: Ca
     for item in error.errors(include_url=False):
         key = _real_path(item["loc"], data)
         if not key and item["type"] == "value_error":
-            for message in str(item["ctx"]["error"]).splitlines():
-                lines.append(f"{origin(tuple(message.partition(': ')[0].split('.')))}: {message}")
+            messages = str(item["ctx"]["error"]).splitlines()
+            lines += [f"{origin(tuple(m.partition(': ')[0].split('.')))}: {m}" for m in messages]
             continue
         expected, found = _sides(item, key, data, root)
         wanted = grouped.setdefault((key, found), [])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from medsynth.config.base import expand_path
 from medsynth.config.explain import annotation_at, explain, is_path, nearest
@@ -17,6 +17,8 @@ from medsynth.config.yaml12 import KeyPath, YamlError, parse
 from medsynth.errors import ConfigError
 
 PRESET_SECTIONS = ("prepare", "autoencoder", "denoiser", "generate", "evaluate", "register", "tracking")
+
+S = TypeVar("S", bound=BaseModel)
 
 Origins = dict[KeyPath, str]
 """Key path -> where it was said, as `file:line` or `--set`."""
@@ -45,16 +47,27 @@ def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
     mistakes: list[str] = []
     data = _with_presets(data, origins, mistakes)
     for text in overrides:
-        _override(data, origins, text, mistakes)
+        _override(Pipeline, data, origins, text, mistakes)
+    return _validate(Pipeline, data, origins, str(path), path.parent, mistakes)
+
+
+def validated(kind: type[S], data: dict[str, Any], overrides: Sequence[str], *, strip: str) -> S:
+    """One group of settings from `data` and `--set`, whose keys may begin with the group's name in a pipeline (`strip`)."""
+    mistakes: list[str] = []
+    origins: Origins = {}
+    for text in overrides:
+        _override(kind, data, origins, text.removeprefix(f"{strip}."), mistakes)
+    return _validate(kind, data, origins, strip, Path.cwd(), mistakes)
+
+
+def _validate(kind: type[S], data: dict[str, Any], origins: Origins, source: str, base: Path, mistakes: list[str]) -> S:
     try:
-        pipeline = Pipeline.model_validate_json(
-            json.dumps(data), context={"base": path.parent}, by_alias=True, by_name=False
-        )
+        settings = kind.model_validate_json(json.dumps(data), context={"base": base}, by_alias=True, by_name=False)
     except ValidationError as error:
-        mistakes += explain(error, Pipeline, data, lambda key: _origin(origins, key, path))
+        raise ConfigError(mistakes + explain(error, kind, data, lambda key: _origin(origins, key, source))) from None
     if mistakes:
         raise ConfigError(mistakes)
-    return pipeline
+    return settings
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Origins]:
@@ -102,7 +115,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(data: dict[str, Any], origins: Origins, text: str, mistakes: list[str]) -> None:
+def _override(root: type[BaseModel], data: dict[str, Any], origins: Origins, text: str, mistakes: list[str]) -> None:
     key, equals, raw = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
@@ -113,7 +126,7 @@ def _override(data: dict[str, Any], origins: Origins, text: str, mistakes: list[
     except YamlError as error:
         mistakes.append(f"--set {text}: {error}")
         return
-    kind = annotation_at(Pipeline, path, data)
+    kind = annotation_at(root, path, data)
     if isinstance(value, str) and kind is not None and is_path(kind):
         try:
             value = str(expand_path(value, Path.cwd()))
@@ -135,9 +148,9 @@ def _override(data: dict[str, Any], origins: Origins, text: str, mistakes: list[
     origins[path] = "--set"
 
 
-def _origin(origins: Origins, key: KeyPath, path: Path) -> str:
+def _origin(origins: Origins, key: KeyPath, source: str) -> str:
     """Where the nearest enclosing key was said."""
     for end in range(len(key), 0, -1):
         if key[:end] in origins:
             return origins[key[:end]]
-    return f"{path}:1"
+    return f"{source}:1" if source.endswith((".yaml", ".yml")) else source

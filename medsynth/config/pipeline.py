@@ -12,7 +12,27 @@ from medsynth.config.evidence import Evaluate, Register, Tracking
 from medsynth.config.generator import Autoencoder, Compute, Denoiser, Generate
 
 RESERVED = frozenset(
-    ["case", "patient", "origin", "split", "image", "mask_path", "modality", "shape", "spacing_mm", "affine", "sha256", "source", "model", "seed", "sampler", "evaluations", "guidance", "intensity_low", "intensity_high"]
+    [
+        "case",
+        "patient",
+        "origin",
+        "split",
+        "image",
+        "mask_path",
+        "modality",
+        "shape",
+        "spacing_mm",
+        "affine",
+        "sha256",
+        "source",
+        "model",
+        "seed",
+        "sampler",
+        "evaluations",
+        "guidance",
+        "intensity_low",
+        "intensity_high",
+    ]
 )
 """Columns of the manifest that a condition's name must leave alone."""
 

@@ -1,0 +1,5 @@
+"""`python -m medsynth`."""
+
+from medsynth.cli import main
+
+main()

@@ -1,0 +1,344 @@
+"""The command line: verbs, options and exit codes. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.exceptions import Abort, Exit, TyperException
+
+from medsynth import __version__
+from medsynth.errors import MedsynthError, UsageError
+
+app = typer.Typer(
+    name="medsynth",
+    help="Turn your own scans into a generator of labelled synthetic scans, and measure what those are worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Look at settings.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline file, or the name of a shipped one.")]
+WorkspaceOption = Annotated[Path | None, typer.Option("--workspace", help="Folder of the experiment [runs/<name>].")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything that is drawn.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Do stages again that are done.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+VerboseOption = Annotated[int, typer.Option("--verbose", "-v", count=True, help="-vv shows tracebacks and warnings.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
+
+STAGE_VERBS = {
+    "prepare": "Read, de-identify and prepare the scans.",
+    "autoencoder": "Train the autoencoder.",
+    "encode": "Encode the prepared scans into latents.",
+    "denoiser": "Train the denoiser and save the model folder.",
+    "evaluate": "Measure fidelity, privacy, condition and benefit, and write the report.",
+    "register": "Register the model in MLflow, behind gates.",
+}
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        typer.echo(f"medsynth {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    pipeline: PipelineName,
+    workspace: WorkspaceOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dry_run: DryRunOption = False,
+    force: ForceOption = False,
+    json_: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Run every stage in order; stages that are done are skipped."""
+    _execute(pipeline, None, workspace, set_, seed, device, dry_run, force, json_, quiet)
+
+
+@app.command()
+def demo(
+    workspace: WorkspaceOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dry_run: DryRunOption = False,
+    force: ForceOption = False,
+    json_: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """The whole chain on a generated phantom cohort, in minutes on a CPU."""
+    _execute("demo", None, workspace, set_, seed, device, dry_run, force, json_, quiet)
+
+
+def _add_stage_verb(name: str, text: str) -> None:
+    def verb(
+        pipeline: PipelineName,
+        workspace: WorkspaceOption = None,
+        set_: SetOption = None,
+        seed: SeedOption = None,
+        device: DeviceOption = None,
+        dry_run: DryRunOption = False,
+        force: ForceOption = False,
+        json_: JsonOption = False,
+        verbose: VerboseOption = 0,
+        quiet: QuietOption = False,
+    ) -> None:
+        _execute(pipeline, name, workspace, set_, seed, device, dry_run, force, json_, quiet)
+
+    app.command(name, help=text)(verb)
+
+
+for _name, _text in STAGE_VERBS.items():
+    _add_stage_verb(_name, _text)
+
+
+@app.command()
+def generate(
+    pipeline: Annotated[
+        str | None, typer.Argument(metavar="[PIPELINE]", help="Generate as a pipeline's stage.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder, or models:/NAME@ALIAS.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the dataset.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="How many scans.")] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Fix a condition; NAME=VALUE:COUNT asks for a number of each."),
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder of mask files (or a manifest.csv) to condition on.")
+    ] = None,
+    again: Annotated[Path | None, typer.Option(help="Make the scans of this manifest.csv again.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="With --again: only these cases.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server that models:/ names are looked up in.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dry_run: DryRunOption = False,
+    force: ForceOption = False,
+    json_: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Generate synthetic scans, from a model or as a stage of a pipeline."""
+    if (pipeline is None) == (model is None):
+        raise UsageError(
+            "generate: expected either a PIPELINE or --model, for example `medsynth generate --model DIR --out DIR`"
+        )
+    if pipeline is not None:
+        _execute(pipeline, "generate", workspace, set_, seed, device, dry_run, force, json_, quiet)
+        return
+    from medsynth.verbs import generate_from_model
+
+    summary = generate_from_model(
+        model=str(model), out=out, count=count, conditions=condition or [], masks=masks, again=again, cases=case or [],
+        tracking_uri=tracking_uri, workspace=workspace, overrides=set_ or [], seed=seed, device=device or "auto",
+        dry_run=dry_run, screen=_screen(quiet),
+    )  # fmt: skip
+    _result(summary, json_)
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="Folder to look through.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("cohort.csv"),
+    json_: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Find DICOM series and NIfTI files, one row each; fill in the labels yourself."""
+    from medsynth.verbs import index_scans
+
+    _result(index_scans(folder, out, _screen(quiet)), json_)
+
+
+@app.command()
+def deidentify(
+    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files.")],
+    out: Annotated[Path, typer.Option(help="New folder for the de-identified files.")],
+    key_file: Annotated[Path | None, typer.Option(help="Secret for pseudonyms; created where it is missing.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    json_: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """De-identify DICOM files, DICOM to DICOM, with a report."""
+    from medsynth.verbs import deidentify_scans
+
+    _result(deidentify_scans(folder, out, key_file, workers, _screen(quiet)), json_)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to copy the pipelines and presets into.")],
+    json_: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Copy the shipped pipelines and presets into a folder, to change them."""
+    from medsynth.config.shipped import copy_out
+
+    written = [str(path) for path in copy_out(folder)]
+    _result({"written": written}, json_)
+
+
+@app.command()
+def doctor(
+    workspace: WorkspaceOption = None,
+    json_: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Versions, devices, free disk and memory, and whether anything would use the network."""
+    from medsynth.doctor import examine
+
+    _result(examine(workspace or Path("runs")), json_)
+
+
+@config_app.command("show")
+def config_show(
+    pipeline: PipelineName,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """The pipeline with presets and defaults filled in."""
+    from medsynth.config.load import load_pipeline
+    from medsynth.config.resolved import resolved_yaml
+
+    found = load_pipeline(pipeline, set_ or [])
+    typer.echo(
+        json.dumps(found.model_dump(mode="json", by_alias=True), indent=2) if json_ else resolved_yaml(found), nl=json_
+    )
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """The JSON Schema of a pipeline file, for editors."""
+    from medsynth.config.resolved import schema
+
+    typer.echo(json.dumps(schema(), indent=2))
+
+
+def _execute(
+    pipeline: str,
+    only: str | None,
+    workspace: Path | None,
+    overrides: list[str] | None,
+    seed: int | None,
+    device: str | None,
+    dry_run: bool,
+    force: bool,
+    json_: bool,
+    quiet: bool,
+) -> None:
+    from medsynth.config.load import load_pipeline
+
+    changes = [*(overrides or [])]
+    changes += [f"seed={seed}"] if seed is not None else []
+    changes += [f"compute.device={device}"] if device is not None else []
+    settings = load_pipeline(pipeline, changes)
+    folder = (workspace or Path(settings.workspace or Path("runs") / settings.name)).resolve()
+    screen = _screen(quiet)
+    from medsynth.verbs import run_pipeline, show_plan
+
+    if dry_run:
+        _result(show_plan(settings, folder, only, force=force), json_)
+        return
+    summary = run_pipeline(settings, folder, only, force=force, screen=screen)
+    _result(summary, json_)
+    if only is not None and any(stage["refused"] for stage in summary["stages"].values()):
+        raise typer.Exit(3)
+
+
+def _screen(quiet: bool) -> Any:
+    from medsynth.console import Screen
+
+    return Screen(quiet=quiet)
+
+
+def _result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, default=str))
+        return
+    from medsynth.console import as_lines
+
+    for line in as_lines(result):
+        typer.echo(line)
+
+
+def _interrupt(signal_number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def guarded(work: Callable[[], Any], *, verbose: int) -> int:
+    """Run `work` and turn what it raises into lines on stderr and an exit code."""
+    try:
+        outcome = work()
+    except MedsynthError as error:
+        _fail(str(error), verbose)
+        return error.exit_code
+    except Exit as done:
+        return done.exit_code
+    except TyperException as error:
+        _fail(error.format_message(), verbose)
+        return 2
+    except (KeyboardInterrupt, Abort):
+        _fail("interrupted; what is done is kept, run the same command again to go on", verbose)
+        return 5
+    except BrokenPipeError:
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last door: whatever comes here is a bug, told without a patient's value
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        _fail(
+            f"a bug in medsynth: {type(error).__name__} at {Path(where.filename).name}:{where.lineno}; -vv shows more",
+            verbose,
+        )
+        return 1
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _fail(message: str, verbose: int) -> None:
+    if verbose >= 2:
+        traceback.print_exc()
+    for line in message.splitlines():
+        print(f"medsynth: {line}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of the `medsynth` command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verbose = sum(a.count("v") if a.startswith("-v") and set(a[1:]) == {"v"} else a == "--verbose" for a in arguments)
+    if verbose < 2:
+        # Warnings of the DICOM libraries quote header values.
+        warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(guarded(lambda: app(args=arguments, standalone_mode=False), verbose=verbose))
+
+
+if __name__ == "__main__":
+    main()

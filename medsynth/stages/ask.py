@@ -1,0 +1,202 @@
+"""Generate from a model outside any pipeline: by request, or again from the rows of a manifest."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsynth.config.explain import nearest
+from medsynth.config.generator import Generate, Sampling
+from medsynth.config.load import validated
+from medsynth.diffusion.model_folder import load_model
+from medsynth.errors import CohortError, ConfigError, UsageError
+from medsynth.progress import Progress
+from medsynth.stages.dataset import model_identity, parse_guidance, write_dataset
+from medsynth.stages.files import digest, read_json, write_json
+from medsynth.stages.request import MaskSource, Request, draw_requests
+from medsynth.stages.training import pick_device
+from medsynth.tracking.registry import is_registry_name, resolve
+
+DEFAULT_COUNT = 16
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the user asks for."""
+
+    model: str
+    out: Path
+    count: int | None = None
+    conditions: tuple[str, ...] = ()
+    masks: Path | None = None
+    again: Path | None = None
+    cases: tuple[str, ...] = ()
+    tracking_uri: str | None = None
+    overrides: tuple[str, ...] = ()
+    seed: int | None = None
+    device: str = "auto"
+
+
+def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
+    """Generate into a new folder. Raises UsageError, ConfigError, ModelFolderError or CohortError."""
+    folder = (
+        resolve(question.model, question.tracking_uri) if is_registry_name(question.model) else Path(question.model)
+    )
+    pipeline = load_model(folder)
+    provenance = read_json(folder / "provenance.json")
+    declaration = pipeline.condition_declaration
+    name = model_identity(folder)
+    if question.again is not None:
+        requests, sampling = _rows_again(question, declaration, name)
+    else:
+        settings = _settings(question, declaration, provenance)
+        sampling = settings.sampling
+        masks = _masks(question.masks, declaration)
+        if not masks and any(entry["kind"] == "mask" for entry in declaration.values()):
+            say("no masks given: the scans are generated without their mask condition; --masks FOLDER gives them one")
+        requests = draw_requests(
+            settings, declaration, provenance["profile"], masks, count=settings.count, seed=question.seed or 0
+        )
+    plan = {"model": name, "scans": len(requests), "out": str(question.out), "sampler": sampling.sampler}
+    if dry_run:
+        return plan
+    partial = _open(question, [(r.case, dict(r.conditions), r.seed) for r in requests], name)
+    pipeline = pipeline.to(pick_device(question.device))
+    write_dataset(pipeline, requests, sampling, partial, model=name, batch_size=8, progress=progress)
+    (partial / "intent.json").unlink()
+    partial.rename(question.out)
+    return {**plan, "manifest": str(question.out / "manifest.csv")}
+
+
+def _open(question: Question, rows: Any, name: str) -> Path:
+    """The folder to work in beside `out`; what an interrupted call with the same request left is used."""
+    if question.out.exists():
+        raise UsageError(
+            f"{question.out}: expected a new folder, found one that exists; choose another, nothing is overwritten"
+        )
+    partial = question.out.with_name(f".{question.out.name}.partial")
+    mark = digest([name, rows, [question.model, str(question.masks), list(question.overrides)]])
+    intent = partial / "intent.json"
+    if partial.exists() and (not intent.exists() or read_json(intent)["digest"] != mark):
+        raise UsageError(
+            f"{partial}: expected no unfinished work for another request, found some; delete it or choose another --out"
+        )
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(intent, {"digest": mark})
+    return partial
+
+
+def _settings(
+    question: Question, declaration: Mapping[str, Mapping[str, Any]], provenance: Mapping[str, Any]
+) -> Generate:
+    by = provenance["profile"]["by"]
+    fixed: dict[str, str | float] = {}
+    counts: dict[str, int] = {}
+    for text in question.conditions:
+        name, equals, value = text.partition("=")
+        if not equals or name not in declaration:
+            raise ConfigError(
+                [
+                    f"--condition {text}: expected NAME=VALUE with NAME one of {', '.join(declaration)}{nearest(name, declaration)}"
+                ]
+            )
+        kind = declaration[name]["kind"]
+        wanted, colon, number = value.rpartition(":")
+        if kind == "category" and colon and number.isdigit():
+            if name != by:
+                raise ConfigError([f"--condition {text}: expected counts for {by} alone, found {name}"])
+            counts[wanted] = int(number)
+        elif kind == "number":
+            try:
+                fixed[name] = float(value)
+            except ValueError:
+                raise ConfigError([f"--condition {text}: expected a number, found {value!r}"]) from None
+        elif kind == "mask":
+            raise ConfigError([f"--condition {text}: a mask is given with --masks FOLDER"])
+        else:
+            fixed[name] = value
+    base = {
+        "count": question.count or (sum(counts.values()) or DEFAULT_COUNT),
+        "conditions": fixed,
+        "counts": counts,
+        "sampling": provenance["sampling"],
+    }
+    return validated(Generate, base, question.overrides, strip="generate")
+
+
+def _masks(place: Path | None, declaration: Mapping[str, Mapping[str, Any]]) -> list[MaskSource]:
+    """Masks of a folder, or those of a manifest with the conditions of their rows."""
+    if place is None:
+        return []
+    if not any(entry["kind"] == "mask" for entry in declaration.values()):
+        raise UsageError("--masks: this model takes no mask condition; leave the option out")
+    if place.is_dir():
+        found = [MaskSource(path, {}) for path in sorted(place.iterdir()) if path.name.endswith((".nii", ".nii.gz"))]
+    elif place.is_file():
+        found = [
+            MaskSource(place.parent / row["mask"], _conditions(row, declaration))
+            for row in _rows(place)
+            if row.get("mask")
+        ]
+    else:
+        found = []
+    if not found:
+        raise CohortError(f"{place}: expected mask files (.nii, .nii.gz) or a manifest.csv that names some, found none")
+    return found
+
+
+def _rows_again(
+    question: Question, declaration: Mapping[str, Mapping[str, Any]], name: str
+) -> tuple[list[Request], Sampling]:
+    """The requests that the rows of a synthetic manifest were made from. Raises CohortError for another model's rows."""
+    place = question.again or Path()
+    if not place.is_file():
+        raise UsageError(f"{place}: expected the manifest.csv of a synthetic dataset, found none")
+    rows = [row for row in _rows(place) if not question.cases or row["case"] in question.cases]
+    if not rows:
+        raise CohortError(
+            f"{place}: expected the cases that were asked for, found none of them; look at its column `case`"
+        )
+    missing = sorted({"case", "seed", "sampler", "evaluations", "guidance", "model"} - set(rows[0]))
+    if missing:
+        raise CohortError(f"{place}: expected the column {missing[0]} of a synthetic manifest, found none")
+    kinds = {(row["sampler"], row["evaluations"], row["guidance"], row["model"]) for row in rows}
+    if len(kinds) > 1:
+        raise CohortError(
+            f"{place}: expected rows of one model and one sampling, found {len(kinds)}; choose with --case"
+        )
+    sampler, evaluations, guidance, model = kinds.pop()
+    if model != name:
+        raise CohortError(f"{place}: expected rows made by this model ({name}), found those of {model}")
+    sampling = Sampling.model_validate(
+        {"sampler": sampler, "evaluations": int(evaluations), "guidance": parse_guidance(guidance)}
+    )
+    requests = [
+        Request(
+            row["case"],
+            _conditions(row, declaration),
+            place.parent / row["mask"] if row["mask"] else None,
+            int(row["seed"]),
+        )
+        for row in rows
+    ]
+    return requests, sampling
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _conditions(row: Mapping[str, str], declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, str | float | None]:
+    """A row's conditions in their types."""
+    found: dict[str, str | float | None] = {}
+    for name, entry in declaration.items():
+        text = row.get(name, "")
+        if entry["kind"] == "mask":
+            continue
+        found[name] = None if text == "" else float(text) if entry["kind"] == "number" else text
+    return found

@@ -1,0 +1,252 @@
+"""A synthetic dataset on disk: scans, masks, manifest, dataset.json and a README that says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medsynth import __version__
+from medsynth.cohort.manifest import Case, Manifest
+from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
+from medsynth.config.generator import Sampling
+from medsynth.diffusion.pipeline import LatentVolumePipeline
+from medsynth.errors import DataError
+from medsynth.imaging.intensity import IntensityRule
+from medsynth.imaging.nifti import read_nifti, write_nifti
+from medsynth.imaging.scan import Scan, make_scan, same_grid
+from medsynth.progress import Progress
+from medsynth.stages.files import digest, file_digest, read_json, write_json, write_text
+from medsynth.stages.request import Request
+
+DESCRIPTION = "SYNTHETIC - NOT A PATIENT"
+
+
+def model_identity(folder: Path) -> str:
+    """What rows of synthetic manifests call a model: its pipeline's name and a digest of its files."""
+    provenance = read_json(folder / "provenance.json")
+    return f"{provenance['pipeline']}@{digest(read_json(folder / 'checksums.json'))}"
+
+
+def write_dataset(
+    pipeline: LatentVolumePipeline,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    folder: Path,
+    *,
+    model: str,
+    batch_size: int,
+    progress: Progress,
+    declared: Mapping[str, Condition] | None = None,
+) -> Manifest:
+    """Generate what is not there yet and describe the whole.
+
+    Every finished scan leaves a row in `rows/`, so that a run that was killed goes on with the next one.
+    """
+    for name in ("images", "masks", "rows"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    todo = [request for request in requests if not (folder / "rows" / f"{request.case}.json").exists()]
+    with progress.task("generating scans", len(requests)) as advance:
+        advance(len(requests) - len(todo))
+        for batch in _batches(todo, batch_size):
+            _generate_batch(pipeline, batch, sampling, folder, model)
+            advance(len(batch))
+    cases = tuple(_case(read_json(folder / "rows" / f"{request.case}.json")) for request in requests)
+    manifest = Manifest(folder, cases, declared or declared_conditions(pipeline.condition_declaration))
+    manifest.write(folder / "manifest.csv")
+    _describe(folder, manifest, pipeline, sampling, model)
+    for row in (folder / "rows").iterdir():
+        row.unlink()
+    (folder / "rows").rmdir()
+    if not any((folder / "masks").iterdir()):
+        (folder / "masks").rmdir()
+    return manifest
+
+
+def _batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
+    """Runs of requests that either all have a mask or all have none."""
+    batch: list[Request] = []
+    for request in requests:
+        if batch and (len(batch) == size or (batch[0].mask is None) != (request.mask is None)):
+            yield batch
+            batch = []
+        batch.append(request)
+    if batch:
+        yield batch
+
+
+def _generate_batch(
+    pipeline: LatentVolumePipeline, batch: list[Request], sampling: Sampling, folder: Path, model: str
+) -> None:
+    geometry = pipeline.geometry
+    blank = make_scan(
+        np.zeros(geometry["box"], np.float32), _affine(geometry), modality=geometry["modality"], unit=geometry["unit"]
+    )
+    masks = [None if request.mask is None else _load_mask(request.mask, blank) for request in batch]
+    steered = [{name: request.conditions.get(name) for name in pipeline.condition_declaration} for request in batch]
+    out = pipeline(
+        steered,
+        masks=None if masks[0] is None else torch.stack([torch.as_tensor(np.asarray(mask)) for mask in masks]),
+        seeds=[request.seed for request in batch],
+        sampler=sampling.sampler,
+        evaluations=sampling.evaluations,
+        guidance=sampling.guidance,
+        batch_size=len(batch),
+    )
+    limits = IntensityRule.from_json(pipeline.intensity).model_limits()
+    for request, scan, mask in zip(batch, out.scans, masks, strict=True):
+        _write_one(request, scan, mask, sampling, folder, model, limits)
+
+
+def _affine(geometry: Mapping[str, Any]) -> np.ndarray:
+    """Index to RAS millimetres, with the centre of the box at the origin."""
+    spacing, box = np.asarray(geometry["spacing_mm"], float), np.asarray(geometry["box"])
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -spacing * (box - 1) / 2
+    return affine
+
+
+def _load_mask(path: Path, like: Scan) -> Scan:
+    """A mask of the model's box; where it lies in the world does not matter, because a synthetic scan has its own."""
+    mask = read_nifti(path)
+    if tuple(mask.shape) != tuple(like.shape):
+        raise DataError(
+            f"{path.name}: expected a mask of {list(like.shape[1:])} voxels, as the model's box, found {list(mask.shape[1:])}; "
+            "prepare it with the same settings"
+        )
+    return same_grid(like, np.asarray(mask, dtype=np.uint8))
+
+
+def _write_one(
+    request: Request,
+    scan: Scan,
+    mask: Scan | None,
+    sampling: Sampling,
+    folder: Path,
+    model: str,
+    limits: tuple[float, float],
+) -> None:
+    image = f"images/{request.case}_synthetic.nii.gz"
+    write_nifti(scan, folder / image, description=DESCRIPTION)
+    mask_name = ""
+    if mask is not None:
+        mask_name = f"masks/{request.case}_synthetic_mask.nii.gz"
+        write_nifti(mask, folder / mask_name, description=f"{DESCRIPTION}; mask")
+    row = {
+        "case": request.case,
+        "image": image,
+        "mask": mask_name,
+        "modality": scan.meta["modality"],
+        "shape": [int(n) for n in scan.shape[1:]],
+        "spacing_mm": [float(s) for s in np.linalg.norm(np.asarray(scan.affine)[:3, :3], axis=0)],
+        "sha256": file_digest(folder / image),
+        "conditions": dict(request.conditions),
+        "generation": {
+            "model": model,
+            "seed": str(request.seed),
+            "sampler": sampling.sampler,
+            "evaluations": str(sampling.evaluations),
+            "guidance": _guidance_text(sampling),
+        },
+        "limits": list(limits),
+    }
+    write_json(folder / "rows" / f"{request.case}.json", row)
+
+
+def _guidance_text(sampling: Sampling) -> str:
+    if isinstance(sampling.guidance, Mapping):
+        return " ".join(f"{name}={scale:g}" for name, scale in sorted(sampling.guidance.items()))
+    return f"{sampling.guidance:g}"
+
+
+def parse_guidance(text: str) -> float | dict[str, float]:
+    """What `_guidance_text` wrote."""
+    if "=" not in text:
+        return float(text)
+    return {name: float(scale) for name, _, scale in (part.partition("=") for part in text.split())}
+
+
+def _case(row: Mapping[str, Any]) -> Case:
+    low, high = row["limits"]
+    return Case(
+        case=row["case"],
+        patient=row["case"],
+        origin="synthetic",
+        split="synthetic",
+        image=row["image"],
+        mask=row["mask"],
+        modality=row["modality"],
+        shape=tuple(row["shape"]),
+        spacing_mm=tuple(row["spacing_mm"]),
+        sha256=row["sha256"],
+        intensity_low=low,
+        intensity_high=high,
+        conditions=row["conditions"],
+        generation=row["generation"],
+    )
+
+
+def declared_conditions(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, Condition]:
+    """A model's declaration as settings, for reading and writing manifests."""
+    kinds: dict[str, type[CategoryCondition | NumberCondition | MaskCondition]] = {
+        "category": CategoryCondition,
+        "number": NumberCondition,
+        "mask": MaskCondition,
+    }
+    return {name: kinds[entry["kind"]].model_validate(_tuples(entry)) for name, entry in declaration.items()}
+
+
+def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+
+
+def _describe(folder: Path, manifest: Manifest, pipeline: LatentVolumePipeline, sampling: Sampling, model: str) -> None:
+    declaration, geometry = pipeline.condition_declaration, pipeline.geometry
+    mask = next((entry for entry in declaration.values() if entry["kind"] == "mask"), None)
+    masked = [case for case in manifest.cases if case.mask]
+    pairs: list[Any] = [
+        {
+            "image": f"./{case.image}",
+            **({"label": f"./{case.mask}"} if case.mask else {}),
+            "synthetic": True,
+            **case.conditions,
+        }
+        for case in manifest.cases
+    ]
+    write_json(
+        folder / "dataset.json",
+        {
+            "name": folder.name,
+            "description": f"{DESCRIPTION}. Synthetic scans generated by medsynth {__version__}.",
+            "synthetic": True,
+            "tensorImageSize": "3D",
+            "modality": {"0": geometry["modality"]},
+            "channel_names": {"0": geometry["modality"]},
+            "labels": {"background": 0, **(mask["labels"] if mask and masked else {})},
+            "file_ending": ".nii.gz",
+            "numTraining": len(manifest.cases),
+            "numTest": 0,
+            "training": pairs,
+            "validation": [],
+            "test": [],
+        },
+    )
+    lines = [
+        "# Synthetic scans: not patients",
+        "",
+        f"{len(manifest.cases)} scans made by medsynth {__version__} with the model `{model}`. No scan here was taken of anybody.",
+        "They were generated by a model that was trained on scans of real patients, and may resemble them: see the privacy",
+        "section of the model's report before passing them on. They are for research, not for diagnosis.",
+        "",
+        f"- Modality {geometry['modality']}, intensities in {geometry['unit']}, {geometry['box']} voxels of "
+        f"{geometry['spacing_mm']} mm, RAS.",
+        f"- Sampler {sampling.sampler}, {sampling.evaluations} evaluations, guidance {_guidance_text(sampling)}.",
+        "- `manifest.csv` holds one row per scan with the conditions that were asked for and the seed: the same model and row",
+        "  give the same voxels again (`medsynth generate --again manifest.csv`).",
+        "- `dataset.json` lists image and label pairs for MONAI and nnU-Net. Keep synthetic scans out of validation and test sets.",
+        "",
+    ]
+    write_text(folder / "README.md", "\n".join(lines))

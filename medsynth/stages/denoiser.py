@@ -1,0 +1,151 @@
+"""Train the denoiser on latents and assemble the model folder."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medsynth import __version__
+from medsynth.config.base import plain
+from medsynth.config.cohort import CategoryCondition, NumberCondition
+from medsynth.config.pipeline import Pipeline
+from medsynth.diffusion.model_folder import save_model
+from medsynth.diffusion.objective import Denoiser, Objective
+from medsynth.diffusion.pipeline import LatentVolumePipeline
+from medsynth.models.autoencoder import KLAutoencoder
+from medsynth.models.conditions import declare
+from medsynth.models.unet import LatentUNet
+from medsynth.seeding import derive
+from medsynth.stages.base import Context, Stage, StageResult
+from medsynth.stages.files import read_json
+from medsynth.stages.training import follow, last_validation, network_size, pick_device, prepared, reproducible
+from medsynth.training.denoiser import train_denoiser
+from medsynth.training.latents import LatentStatistics, LatentStore
+
+QUANTILES = 11
+
+
+def run(context: Context, folder: Path) -> StageResult:
+    """Train, then save the whole generator as one model folder."""
+    pipeline, settings = context.pipeline, context.pipeline.denoiser
+    reproducible(pipeline)
+    device = pick_device(pipeline.compute.device)
+    latents = context.workspace.stage("encode")
+    train, validation = LatentStore.open(latents / "train"), LatentStore.open(latents / "validation")
+    network = _new_network(pipeline, int(train.latents.shape[1]))
+    denoiser = Denoiser(network, Objective.from_settings(settings.objective))
+    statistics = LatentStatistics.read(latents / "statistics.json")
+    records = train_denoiser(
+        denoiser,
+        train,
+        validation,
+        settings,
+        statistics=statistics,
+        folder=folder / "checkpoints",
+        seed=pipeline.seed,
+        device=device,
+    )
+    history = follow(context, "training the denoiser", settings.training, records, folder)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    save_model(_assemble(context, network, statistics), folder / "model", provenance(context))
+    return StageResult({"parameters": network_size(network), **last_validation(history)})
+
+
+def _new_network(pipeline: Pipeline, latent_channels: int) -> LatentUNet:
+    settings = pipeline.denoiser.network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(pipeline.seed, "denoiser", "weights"))
+        return LatentUNet(
+            latent_channels=latent_channels,
+            downsampling=pipeline.autoencoder.network.downsampling,
+            conditions=declare(pipeline.conditions),
+            **plain(settings),
+        )
+
+
+def _assemble(context: Context, network: LatentUNet, statistics: LatentStatistics) -> LatentVolumePipeline:
+    pipeline = context.pipeline
+    manifest, rule = prepared(context)
+    autoencoder = KLAutoencoder.from_pretrained(context.workspace.stage("autoencoder") / "model", local_files_only=True)
+    autoencoder.set_latent_statistics(statistics.shift, statistics.scale)
+    training = manifest.split("train").cases
+    return LatentVolumePipeline(
+        autoencoder=autoencoder.cpu().eval(),
+        denoiser=network.cpu().eval(),
+        objective=Objective.from_settings(pipeline.denoiser.objective).to_json(),
+        conditions=declare(pipeline.conditions),
+        intensity=rule.to_json(),
+        geometry={
+            "spacing_mm": list(pipeline.prepare.spacing_mm),
+            "box": list(pipeline.prepare.box),
+            "modality": training[0].modality,
+            "unit": rule.unit,
+            "orientation": "RAS",
+        },
+    )
+
+
+def condition_profile(pipeline: Pipeline, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the training split's conditions are distributed, per value of the balanced category.
+
+    Shares and quantiles instead of rows: a model can then draw plausible conditions without carrying any patient's.
+    """
+    by = pipeline.category()
+    groups = {"": list(rows)}
+    if by is not None:
+        groups = {str(v): [r for r in rows if r.get(by) == v] for v in dict.fromkeys(row.get(by) for row in rows)}
+    profile = {}
+    for value, members in groups.items():
+        entry: dict[str, Any] = {"share": len(members) / max(len(rows), 1)}
+        for name, condition in pipeline.conditions.items():
+            found = [row[name] for row in members if row.get(name) is not None]
+            if not condition.steer or name == by or not found:
+                continue
+            if isinstance(condition, CategoryCondition):
+                entry[name] = {key: count / len(found) for key, count in sorted(Counter(map(str, found)).items())}
+            elif isinstance(condition, NumberCondition):
+                levels = np.quantile(np.asarray(found, dtype=float), np.linspace(0.05, 0.95, QUANTILES))
+                entry[name] = [_rounded(level) for level in levels]
+        profile[value] = entry
+    return {"by": by, "values": profile}
+
+
+def _rounded(value: float) -> float:
+    """Three significant digits: what a plausible draw needs."""
+    return float(f"{value:.3g}") if math.isfinite(value) else 0.0
+
+
+def provenance(context: Context) -> dict[str, Any]:
+    """Where a model comes from, without a path or a name of the machine."""
+    pipeline, workspace = context.pipeline, context.workspace
+    manifest, _ = prepared(context)
+    training = manifest.split("train").cases
+    return {
+        "medsynth": __version__,
+        "torch": str(torch.__version__),
+        "pipeline": pipeline.name,
+        "seed": pipeline.seed,
+        "training_cases": len(training),
+        "training_patients": len({case.patient for case in training}),
+        "data_digest": manifest.digest(),
+        "stages": {name: workspace.digest_of(name) for name in ("prepare", "autoencoder", "encode")},
+        "settings": {"autoencoder": plain(pipeline.autoencoder), "denoiser": plain(pipeline.denoiser)},
+        "left_out": read_json(workspace.stage("prepare") / "summary.json")["left_out"],
+        "profile": condition_profile(pipeline, [case.conditions for case in training]),
+        "sampling": plain(pipeline.generate.sampling),
+    }
+
+
+STAGE = Stage(
+    name="denoiser",
+    needs=("prepare", "autoencoder", "encode"),
+    settings=lambda pipeline: plain(pipeline.denoiser),
+    run=run,
+)

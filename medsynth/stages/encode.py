@@ -1,0 +1,25 @@
+"""Encode the training and validation splits once; the test split never."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medsynth.models.autoencoder import KLAutoencoder
+from medsynth.stages.base import Context, Stage, StageResult
+from medsynth.stages.training import load_split, pick_device
+from medsynth.training.latents import LatentStatistics, encode_latents
+
+
+def run(context: Context, folder: Path) -> StageResult:
+    """Write the latents of both splits and the training split's shift and scale per channel."""
+    device = pick_device(context.pipeline.compute.device)
+    network = KLAutoencoder.from_pretrained(context.workspace.stage("autoencoder") / "model", local_files_only=True)
+    network.to(device).eval()
+    train = encode_latents(network, load_split(context, "train"), folder / "train", device, context.progress)
+    statistics = LatentStatistics.of(train)
+    statistics.write(folder / "statistics.json")
+    encode_latents(network, load_split(context, "validation"), folder / "validation", device, context.progress)
+    return StageResult({"latents": len(train), "channels": int(train.latents.shape[1])})
+
+
+STAGE = Stage(name="encode", needs=("prepare", "autoencoder"), settings=lambda pipeline: None, run=run)

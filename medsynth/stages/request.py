@@ -1,0 +1,143 @@
+"""What is asked of a generator: one row per synthetic scan, drawn before anything is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsynth.config.generator import Generate
+from medsynth.errors import ConfigError
+from medsynth.seeding import derive, numpy_generator
+
+Value = str | float | None
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """A mask to condition on, with the conditions of the case it was drawn in."""
+
+    path: Path
+    conditions: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One synthetic scan to make. `seed` and the rest of the row decide every voxel."""
+
+    case: str
+    conditions: Mapping[str, Value]
+    mask: Path | None
+    seed: int
+
+
+def draw_requests(
+    settings: Generate,
+    declaration: Mapping[str, Mapping[str, Any]],
+    profile: Mapping[str, Any],
+    masks: Sequence[MaskSource],
+    *,
+    count: int,
+    seed: int,
+) -> list[Request]:
+    """Rows for `count` scans (or for `settings.counts`), the same for the same arguments. Raises ConfigError."""
+    by = settings.by or profile["by"]
+    values = _values(settings, declaration, profile, by, count, seed)
+    requests = []
+    for number, value in enumerate(values):
+        generator = numpy_generator(seed, "request", number)
+        fixed: dict[str, Value] = dict(settings.conditions)
+        if by is not None and value is not None:
+            fixed.setdefault(by, value)
+        source = _mask_for(masks, fixed, generator)
+        drawn = (
+            dict(source.conditions) if source else _draw(profile, declaration, fixed.get(by) if by else None, generator)
+        )
+        conditions = {
+            name: fixed.get(name, drawn.get(name)) for name in declaration if declaration[name]["kind"] != "mask"
+        }
+        requests.append(
+            Request(
+                case=f"S{number:05d}",
+                conditions={**{k: v for k, v in drawn.items() if k not in declaration}, **conditions},
+                mask=source.path if source else None,
+                seed=derive(seed, "synthetic", number),
+            )
+        )
+    return requests
+
+
+def _values(
+    settings: Generate,
+    declaration: Mapping[str, Mapping[str, Any]],
+    profile: Mapping[str, Any],
+    by: str | None,
+    count: int,
+    seed: int,
+) -> list[str | None]:
+    """The balanced category's value for each scan, interleaved so that any first part is balanced too."""
+    if by is None:
+        return [None] * count
+    known = list(declaration[by]["values"]) if by in declaration else list(profile["values"])
+    unknown = sorted(set(settings.counts) - set(known))
+    if unknown:
+        raise ConfigError([f"generate.counts: expected values of {by} ({', '.join(known)}), found {unknown[0]!r}"])
+    if settings.counts:
+        left = dict(settings.counts)
+        order: list[str | None] = []
+        while any(left.values()):
+            for value in known:
+                if left.get(value, 0):
+                    left[value] -= 1
+                    order.append(value)
+        return order
+    if by in settings.conditions:
+        return [str(settings.conditions[by])] * count
+    seen = [value for value in known if value in profile["values"]]
+    if settings.balance == "even":
+        return [seen[number % len(seen)] for number in range(count)]
+    shares = np.array([profile["values"][value]["share"] for value in seen])
+    drawn = numpy_generator(seed, "request values").choice(len(seen), size=count, p=shares / shares.sum())
+    return [seen[int(place)] for place in drawn]
+
+
+def _mask_for(
+    masks: Sequence[MaskSource], fixed: Mapping[str, Value], generator: np.random.Generator
+) -> MaskSource | None:
+    """A mask whose case has the conditions that are fixed."""
+    if not masks:
+        return None
+    fitting = [
+        source for source in masks if all(source.conditions.get(name, value) == value for name, value in fixed.items())
+    ]
+    if not fitting:
+        wanted = ", ".join(f"{name}={value}" for name, value in fixed.items())
+        raise ConfigError(
+            [f"generate: expected a mask of a case with {wanted}, found none; relax the conditions or give masks"]
+        )
+    return fitting[int(generator.integers(len(fitting)))]
+
+
+def _draw(
+    profile: Mapping[str, Any],
+    declaration: Mapping[str, Mapping[str, Any]],
+    value: Value,
+    generator: np.random.Generator,
+) -> dict[str, Value]:
+    """Conditions that go with one value of the balanced category, from the training split's shares and quantiles."""
+    groups = profile["values"]
+    entry = groups.get(str(value)) or groups[max(groups, key=lambda name: groups[name]["share"])]
+    drawn: dict[str, Value] = {}
+    for name, stated in entry.items():
+        if name == "share" or name not in declaration:
+            continue
+        if isinstance(stated, Mapping):
+            names = list(stated)
+            drawn[name] = names[int(generator.choice(len(names), p=np.array(list(stated.values()))))]
+        else:
+            level = generator.random() * (len(stated) - 1)
+            drawn[name] = float(f"{np.interp(level, range(len(stated)), stated):.3g}")
+    return drawn

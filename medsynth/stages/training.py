@@ -1,0 +1,108 @@
+"""What the two training stages share: device, volumes, and following a loop's records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medsynth.cohort.manifest import Manifest
+from medsynth.cohort.volumes import VolumeSet, load_volumes
+from medsynth.config.generator import Training
+from medsynth.config.pipeline import Pipeline
+from medsynth.errors import CohortError, UsageError
+from medsynth.imaging.intensity import IntensityRule
+from medsynth.stages.base import Context
+from medsynth.stages.files import read_json, write_json
+from medsynth.training.records import Record
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device that the settings name; `auto` takes a GPU where there is one. Raises UsageError."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return torch.device("cuda" if present["cuda"] else "cpu")
+    if not present[wanted]:
+        raise UsageError(
+            f"compute.device: expected one of {', '.join(name for name, here in present.items() if here)} on this machine, "
+            f"found {wanted}"
+        )
+    return torch.device(wanted)
+
+
+def prepared(context: Context) -> tuple[Manifest, IntensityRule]:
+    """The manifest and the intensity rule of the prepare stage."""
+    folder = context.workspace.stage("prepare")
+    manifest = Manifest.read(folder / "manifest.csv", context.pipeline.conditions)
+    return manifest, IntensityRule.from_json(read_json(folder / "intensity.json"))
+
+
+def load_split(context: Context, split: str) -> VolumeSet:
+    """The volumes of one split. Raises CohortError where it is empty."""
+    manifest, rule = prepared(context)
+    part = manifest.split(split)
+    if not part.cases:
+        raise CohortError(
+            f"expected cases in the split {split!r}, found none; add patients, or give some the split in the cohort's table"
+        )
+    return load_volumes(part, rule, context.progress)
+
+
+def follow(
+    context: Context, label: str, settings: Training, records: Iterator[Record], folder: Path
+) -> list[dict[str, Any]]:
+    """Run a training loop to its end: progress bar, tracker, `history.jsonl`. Returns the history."""
+    path = folder / "history.jsonl"
+    history = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    with context.progress.task(label, settings.steps) as advance, path.open("a", encoding="utf-8") as stream:
+        before = 0
+        for record in records:
+            advance(record.step - before)
+            before = record.step
+            history = [line for line in history if line["step"] < record.step]
+            history.append(_line(record))
+            stream.write(json.dumps(history[-1]) + "\n")
+            stream.flush()
+            context.tracker.metrics(_numbers(record), step=record.step)
+        advance(max(settings.steps - before, 0))
+    write_json(folder / "history.json", history)
+    path.unlink()
+    return history
+
+
+def _line(record: Record) -> dict[str, Any]:
+    return {
+        "step": record.step,
+        "seconds": round(record.seconds, 3),
+        "learning_rate": record.learning_rate,
+        "losses": record.losses,
+        "validation": record.validation,
+        "waiting": round(record.waiting, 4),
+    }
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    validation = {f"validation/{name}": value for name, value in (record.validation or {}).items()}
+    losses = {f"train/{name}": value for name, value in record.losses.items()}
+    return {**losses, **validation, "learning_rate": record.learning_rate}
+
+
+def last_validation(history: list[dict[str, Any]]) -> dict[str, float]:
+    """The newest validation figures of a history."""
+    return next((dict(line["validation"]) for line in reversed(history) if line["validation"]), {})
+
+
+def network_size(network: torch.nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def reproducible(pipeline: Pipeline) -> None:
+    """Threads and deterministic kernels as the settings say."""
+    if pipeline.compute.threads:
+        torch.set_num_threads(pipeline.compute.threads)
+    torch.backends.cudnn.deterministic = pipeline.compute.deterministic
+    torch.backends.cudnn.benchmark = not pipeline.compute.deterministic

@@ -1,0 +1,162 @@
+"""What the verbs of the command line do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsynth.config.pipeline import Pipeline
+from medsynth.console import Screen
+from medsynth.errors import UsageError
+from medsynth.stages.base import Context, plan, run_stages
+from medsynth.stages.chain import chosen
+from medsynth.stages.files import read_json
+from medsynth.stages.workspace import Workspace
+
+BYTES_PER_STORED_VOXEL = 6
+"""Prepared image (2 or 4), mask (1), latents and masks again, rounded up."""
+
+
+def run_pipeline(pipeline: Pipeline, folder: Path, only: str | None, *, force: bool, screen: Screen) -> dict[str, Any]:
+    """Run the stages that are not done and say what came of them."""
+    from medsynth.tracking.mlflow_tracker import open_tracker
+
+    workspace = Workspace(folder)
+    workspace.create(pipeline)
+    with workspace.held():
+        planned = plan(chosen(only), pipeline, workspace, force=force)
+        if any(line.run for line in planned):
+            with open_tracker(pipeline.tracking, folder, pipeline.name) as tracker:
+                tracker.params(scrubbed(pipeline))
+                context = Context(pipeline, workspace, tracker, screen.progress(), screen.say)
+                run_stages(chosen(only), context, force=force)
+    stages = {stage.name: read_json(workspace.stage(stage.name) / "stage.json") for stage in chosen(only)}
+    report = workspace.stage("evaluate") / "report.html"
+    return {
+        "pipeline": pipeline.name,
+        "workspace": str(folder),
+        "stages": {
+            name: {"seconds": found["seconds"], "refused": found["refused"], **found["summary"]}
+            for name, found in stages.items()
+        },
+        **({"report": str(report)} if report.exists() else {}),
+    }
+
+
+def scrubbed(pipeline: Pipeline) -> dict[str, Any]:
+    """The resolved settings without any path of the user's disk."""
+    settings = pipeline.model_dump(mode="json", by_alias=True)
+    settings["workspace"] = None
+    settings["prepare"]["key_file"] = None
+    for key in ("csv", "root", "images", "masks", "npz"):
+        if settings["cohort"].get(key) is not None:
+            settings["cohort"][key] = Path(settings["cohort"][key]).name
+    return settings
+
+
+def show_plan(pipeline: Pipeline, folder: Path, only: str | None, *, force: bool) -> dict[str, Any]:
+    """Stages to run or skip and why, cases, and the disk they need; nothing is written."""
+    workspace = Workspace(folder)
+    cases = _case_count(pipeline)
+    voxels = int(np.prod(pipeline.prepare.box))
+    needed = (cases * 2 + pipeline.generate.count) * voxels * BYTES_PER_STORED_VOXEL
+    parent = next(place for place in (folder, *folder.parents) if place.exists())
+    return {
+        "pipeline": pipeline.name,
+        "workspace": str(folder),
+        "plan": {
+            line.stage.name: ("run" if line.run else "skip") + f" ({line.state.why})"
+            for line in plan(chosen(only), pipeline, workspace, force=force)
+        },
+        "cases": cases,
+        "synthetic_scans": sum(pipeline.generate.counts.values()) or pipeline.generate.count,
+        "disk_needed_mb": round(needed / 1e6, 1),
+        "disk_free_mb": round(shutil.disk_usage(parent).free / 1e6, 1),
+    }
+
+
+def _case_count(pipeline: Pipeline) -> int:
+    from medsynth.cohort.medmnist import read_medmnist
+    from medsynth.cohort.source import read_sources
+    from medsynth.config.cohort import MedmnistCohort, PhantomCohort
+
+    if isinstance(pipeline.cohort, PhantomCohort):
+        return pipeline.cohort.patients
+    if isinstance(pipeline.cohort, MedmnistCohort):
+        return len(list(read_medmnist(pipeline.cohort, pipeline.conditions)))
+    return len(read_sources(pipeline.cohort, pipeline.conditions))
+
+
+def generate_from_model(
+    *,
+    model: str,
+    out: Path | None,
+    count: int | None,
+    conditions: Sequence[str],
+    masks: Path | None,
+    again: Path | None,
+    cases: Sequence[str],
+    tracking_uri: str | None,
+    workspace: Path | None,
+    overrides: Sequence[str],
+    seed: int | None,
+    device: str,
+    dry_run: bool,
+    screen: Screen,
+) -> dict[str, Any]:
+    """Generate a dataset from a model folder or a registered model into a new folder."""
+    from medsynth.stages.ask import Question, answer
+
+    if out is None:
+        raise UsageError("generate: expected --out FOLDER with --model, found none; name a new folder for the dataset")
+    question = Question(
+        model=model,
+        out=out,
+        count=count,
+        conditions=tuple(conditions),
+        masks=masks,
+        again=again,
+        cases=tuple(cases),
+        tracking_uri=tracking_uri or (f"sqlite:///{workspace.resolve() / 'mlflow.db'}" if workspace else None),
+        overrides=tuple(overrides),
+        seed=seed,
+        device=device,
+    )
+    return answer(question, dry_run=dry_run, progress=screen.progress(), say=screen.say)
+
+
+def index_scans(folder: Path, out: Path, screen: Screen) -> dict[str, Any]:
+    """Write one row per series or NIfTI file."""
+    from medsynth.imaging.index import index_folder, write_index
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: expected a folder of scans, found none; check the path")
+    if out.exists():
+        raise UsageError(
+            f"{out}: expected a new file, found one that exists; it may hold your labels, so choose another name"
+        )
+    rows = index_folder(folder)
+    write_index(rows, out)
+    usable = sum(row.usable for row in rows)
+    for row in rows:
+        if not row.usable:
+            screen.say(f"{row.image}: {row.reason}")
+    return {"rows": len(rows), "usable": usable, "written": str(out)}
+
+
+def deidentify_scans(folder: Path, out: Path, key_file: Path | None, workers: int, screen: Screen) -> dict[str, Any]:
+    """DICOM to DICOM."""
+    from medsynth.imaging.deidentify import SecretKey
+    from medsynth.imaging.deidentify.folder import deidentify_folder
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: expected a folder of DICOM files, found none; check the path")
+    place = key_file or out.parent / f"{out.name}.key"
+    key = SecretKey.load_or_create(place)
+    report = deidentify_folder(folder, out, key, workers=workers, progress=screen.progress())
+    return {"out": str(out), "key": str(place), "key_fingerprint": key.fingerprint, **report.summary()}
+
