@@ -159,4 +159,3 @@ def deidentify_scans(folder: Path, out: Path, key_file: Path | None, workers: in
     key = SecretKey.load_or_create(place)
     report = deidentify_folder(folder, out, key, workers=workers, progress=screen.progress())
     return {"out": str(out), "key": str(place), "key_fingerprint": key.fingerprint, **report.summary()}
-

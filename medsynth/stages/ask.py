@@ -18,7 +18,7 @@ from medsynth.stages.dataset import model_identity, parse_guidance, write_datase
 from medsynth.stages.files import digest, read_json, write_json
 from medsynth.stages.request import MaskSource, Request, draw_requests
 from medsynth.stages.training import pick_device
-from medsynth.tracking.registry import is_registry_name, resolve
+from medsynth.tracking.registry import resolve
 
 DEFAULT_COUNT = 16
 
@@ -42,9 +42,7 @@ class Question:
 
 def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
     """Generate into a new folder. Raises UsageError, ConfigError, ModelFolderError or CohortError."""
-    folder = (
-        resolve(question.model, question.tracking_uri) if is_registry_name(question.model) else Path(question.model)
-    )
+    folder = _model_folder(question)
     pipeline = load_model(folder)
     provenance = read_json(folder / "provenance.json")
     declaration = pipeline.condition_declaration
@@ -69,6 +67,18 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
     (partial / "intent.json").unlink()
     partial.rename(question.out)
     return {**plan, "manifest": str(question.out / "manifest.csv")}
+
+
+def _model_folder(question: Question) -> Path:
+    """The folder that the user named, or the one behind a name in the registry."""
+    if not question.model.startswith("models:/"):
+        return Path(question.model)
+    if question.tracking_uri is None:
+        raise UsageError(
+            f"{question.model}: expected the registry that holds it, found none; give --workspace FOLDER of the experiment "
+            "or --tracking-uri URI"
+        )
+    return resolve(question.model, question.tracking_uri)
 
 
 def _open(question: Question, rows: Any, name: str) -> Path:

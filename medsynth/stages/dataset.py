@@ -143,6 +143,7 @@ def _write_one(
         "shape": [int(n) for n in scan.shape[1:]],
         "spacing_mm": [float(s) for s in np.linalg.norm(np.asarray(scan.affine)[:3, :3], axis=0)],
         "sha256": file_digest(folder / image),
+        "mask_sha256": file_digest(folder / mask_name) if mask_name else "",
         "conditions": dict(request.conditions),
         "generation": {
             "model": model,
@@ -182,6 +183,7 @@ def _case(row: Mapping[str, Any]) -> Case:
         shape=tuple(row["shape"]),
         spacing_mm=tuple(row["spacing_mm"]),
         sha256=row["sha256"],
+        mask_sha256=row["mask_sha256"],
         intensity_low=low,
         intensity_high=high,
         conditions=row["conditions"],

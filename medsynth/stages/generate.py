@@ -22,9 +22,8 @@ def run(context: Context, folder: Path) -> StageResult:
     manifest, _ = prepared(context)
     training = manifest.split("train")
     steers_by_mask = (mask := pipeline.mask()) is not None and mask[1].steer
-    masks = [
-        MaskSource(training.mask_path(case), case.conditions) for case in training.cases if steers_by_mask and case.mask
-    ]
+    paths = [(training.mask_path(case), case) for case in training.cases if steers_by_mask]
+    masks = [MaskSource(path, case.conditions) for path, case in paths if path is not None]
     count = settings.count
     if settings.ratio_of_training is not None:
         count = max(1, round(settings.ratio_of_training * len(training.cases)))

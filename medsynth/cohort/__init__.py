@@ -1,0 +1,1 @@
+"""The table of cases: manifest, patient-level split, integrity, the phantom cohort."""

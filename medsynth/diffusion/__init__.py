@@ -1,0 +1,1 @@
+"""Noise levels, objectives, guidance, samplers, and the pipeline that generates volumes."""

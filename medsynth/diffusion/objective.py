@@ -1,0 +1,206 @@
+"""What a network is trained to predict, and how its prediction becomes the clean latent.
+
+`Objective` owns the target, the way back to the clean latent, the loss weight and the noise levels of training; a network
+only maps tensors. With cos and sin those of the noise angle, u the flow's velocity and v that of Salimans 2022:
+
+    kind      target                   clean latent
+    flow      u = noise - x0           (x - sin u) / (cos + sin)
+    epsilon   noise                    (x - sin noise) / cos
+    v         cos noise - sin x0       cos x - sin v
+    x0        x0                       x0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from medsynth.config.base import plain
+from medsynth.config.generator import DiffusionObjective, FlowObjective
+from medsynth.config.generator import Objective as ObjectiveSettings
+from medsynth.diffusion.angle import NOISE, from_alpha_bar, mix, per_sample, to_alpha_bar
+
+TRAINING_LEVELS = 1000
+BASE_VOXELS = 1024
+"""Latent size at which flow times are not shifted: the 32 x 32 latents of the base resolution of Esser 2024."""
+EPSILON_LIMIT = math.atan(100.0)
+"""Beyond this angle x holds less than a hundredth of the clean latent, and noise predictions say nothing about it."""
+
+
+def alpha_bars(schedule: str, zero_terminal_snr: bool) -> Tensor:
+    """Signal powers of a discrete schedule, [1000] float64, falling.
+
+    linear: Ho 2020, section 4. scaled_linear: linear in sqrt(beta), Rombach 2022. cosine: Nichol 2021, eq. 17.
+    With `zero_terminal_snr`, shifted and scaled so that the last is 0 and the first stays (Lin 2023, algorithm 1).
+    """
+    steps = torch.arange(TRAINING_LEVELS, dtype=torch.float64) / (TRAINING_LEVELS - 1)
+    match schedule:
+        case "linear":
+            betas = 1e-4 + steps * (2e-2 - 1e-4)
+        case "scaled_linear":
+            low, high = math.sqrt(8.5e-4), math.sqrt(1.2e-2)
+            betas = (low + steps * (high - low)) ** 2
+        case "cosine":
+            edges = torch.arange(TRAINING_LEVELS + 1, dtype=torch.float64) / TRAINING_LEVELS
+            powers = torch.cos((edges + 0.008) / 1.008 * NOISE) ** 2
+            betas = (1 - powers[1:] / powers[:-1]).clamp_max(0.999)
+        case _:
+            raise ValueError(f"expected the schedule linear, scaled_linear or cosine, found {schedule!r}")
+    powers = torch.cumprod(1 - betas, 0)
+    if zero_terminal_snr:
+        roots = powers.sqrt()
+        powers = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+    return powers
+
+
+class Objective:
+    """The prediction's meaning, its loss, and the angles it is trained at.
+
+    `settings` are the configuration's, or the plain dict that `to_json` gave. Raises pydantic's ValidationError (a
+    ValueError) for a dict that is no objective.
+    """
+
+    def __init__(self, settings: FlowObjective | DiffusionObjective | Mapping[str, Any]) -> None:
+        if isinstance(settings, Mapping):
+            settings = TypeAdapter[FlowObjective | DiffusionObjective](ObjectiveSettings).validate_python(
+                dict(settings)
+            )
+        self.settings = settings
+        self.kind = settings.kind
+        if isinstance(settings, FlowObjective):
+            self._table = np.array([0.0, NOISE])
+        else:
+            table = from_alpha_bar(alpha_bars(settings.schedule, settings.zero_terminal_snr))
+            if settings.kind == "epsilon":
+                table = table[table <= EPSILON_LIMIT]
+            self._table = table.numpy()
+
+    @classmethod
+    def from_settings(cls, settings: FlowObjective | DiffusionObjective) -> Objective:
+        """The objective that a configuration asks for."""
+        return cls(settings)
+
+    @property
+    def lowest(self) -> float:
+        """Smallest angle that training reaches."""
+        return float(self._table[0])
+
+    @property
+    def highest(self) -> float:
+        """Largest angle that training reaches; pi/2 for flow and for zero terminal SNR."""
+        return float(self._table[-1])
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON types; `Objective(objective.to_json())` is the same objective."""
+        return plain(self.settings)
+
+    def shift(self, latent_voxels: int) -> float:
+        """How far noise levels move toward noise: tan(phi) is multiplied by this.
+
+        Neighbouring voxels of a larger latent tell more about each other, so that the same angle hides less; the
+        standard error of a mean over n voxels gives sqrt(n / base) (Esser 2024, section 5.3.2), never below 1.
+        """
+        if not isinstance(self.settings, FlowObjective):
+            return 1.0
+        if self.settings.shift == "auto":
+            return max(1.0, math.sqrt(latent_voxels / BASE_VOXELS))
+        return float(self.settings.shift)
+
+    def sample_angles(self, n: int, generator: torch.Generator, latent_voxels: int) -> Tensor:
+        """Angles to train at, [n] float32 on the CPU, from a CPU generator.
+
+        Flow: logit-normal times (Esser 2024, eq. 19), whose logit is log tan(phi), plus the shift's logarithm. The others:
+        even over the schedule's 1000 levels and between them, so that a sampler may ask for any angle in between.
+        """
+        if isinstance(self.settings, FlowObjective):
+            logit = torch.randn(n, generator=generator, dtype=torch.float64) * self.settings.logit_std
+            logit += self.settings.logit_mean + math.log(self.shift(latent_voxels))
+            return torch.atan(torch.exp(logit)).float()
+        place = torch.rand(n, generator=generator, dtype=torch.float64).numpy() * (len(self._table) - 1)
+        angles = np.interp(place, np.arange(len(self._table)), self._table)
+        return torch.from_numpy(angles).float()
+
+    def clamp(self, angle: Tensor) -> Tensor:
+        """The nearest angle that training reached."""
+        return angle.clamp(self.lowest, self.highest)
+
+    def target(self, x0: Tensor, noise: Tensor, angle: Tensor) -> Tensor:
+        """What the network should answer. x0, noise: [B, ...]; angle: [B]."""
+        match self.kind:
+            case "flow":
+                return noise - x0
+            case "epsilon":
+                return noise
+            case "v":
+                cos, sin = _cos_sin(angle, x0)
+                return cos * noise - sin * x0
+            case "x0":
+                return x0
+
+    def clean(self, prediction: Tensor, x: Tensor, angle: Tensor) -> Tensor:
+        """The clean latent from the network's answer at x. prediction, x: [B, ...]; angle: [B] that training reached."""
+        cos, sin = _cos_sin(angle, x)
+        match self.kind:
+            case "flow":
+                return (x - sin * prediction) / (cos + sin)
+            case "epsilon":
+                return (x - sin * prediction) / cos
+            case "v":
+                return cos * x - sin * prediction
+            case "x0":
+                return prediction
+
+    def weight(self, angle: Tensor) -> Tensor:
+        """Weight of the squared error, [B].
+
+        1 for flow, epsilon and v. For x0 the signal-to-noise ratio kept within 1 (truncated SNR, Salimans 2022) and
+        5 (min-SNR, Hang 2023): unweighted, fine detail at low noise would hardly count.
+        """
+        if self.kind != "x0":
+            return torch.ones_like(angle)
+        power = to_alpha_bar(angle)
+        return (power / (1 - power).clamp_min(1e-8)).clamp(1.0, 5.0)
+
+
+def _cos_sin(angle: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    angle = per_sample(angle, like)
+    return torch.cos(angle).to(like.dtype), torch.sin(angle).to(like.dtype)
+
+
+class Denoiser:
+    """A network and its objective: the one contract that samplers and training know."""
+
+    def __init__(self, network: nn.Module, objective: Objective) -> None:
+        self.network = network
+        self.objective = objective
+
+    def clean(self, x: Tensor, angle: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """The clean latent, given the noisy one, its angle and the conditions.
+
+        x: [B, C, X, Y, Z]; angle: [B] in 0..pi/2; conditions as `models.conditions.encode` gives them. An angle that
+        training never reached is treated as the nearest that it did, for the network and for the way back alike.
+        Computed in the network's type, returned in the type of x.
+        """
+        angle = self.objective.clamp(angle)
+        prediction = self.network(x.to(_dtype(self.network, x)), angle, conditions)
+        return self.objective.clean(prediction.to(x.dtype), x, angle)
+
+    def loss(self, x0: Tensor, conditions: Mapping[str, Tensor], angles: Tensor, noise: Tensor) -> Tensor:
+        """Weighted mean squared error per sample, [B] float32. x0, noise: [B, C, X, Y, Z]; angles: [B]."""
+        x0, noise, angles = x0.float(), noise.float(), angles.to(x0.device)
+        x = mix(x0, noise, angles)
+        prediction = self.network(x.to(_dtype(self.network, x)), angles, conditions)
+        error = (prediction.float() - self.objective.target(x0, noise, angles)).square().flatten(1).mean(1)
+        return self.objective.weight(angles).to(error.device) * error
+
+
+def _dtype(network: nn.Module, x: Tensor) -> torch.dtype:
+    """Type of the network's weights; of x where it has none."""
+    weight = next(network.parameters(), None)
+    return x.dtype if weight is None else weight.dtype

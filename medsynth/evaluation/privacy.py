@@ -1,0 +1,169 @@
+"""Signs that synthetic scans repeat training scans.
+
+Every threshold comes from held-out real scans, measured against the very pool of training scans that synthetic ones are
+measured against: nearest distances shrink as a pool grows, so a threshold from another pool size would mislead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from medsynth.evaluation import statistics
+from medsynth.evaluation.evidence import ClosePair, Estimate, NeighbourAudit
+from medsynth.evaluation.features import Frame
+from medsynth.evaluation.statistics import Resampling
+from medsynth.evaluation.volumes import LabelledVolumes
+from medsynth.seeding import numpy_generator
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NOMINAL = 0.05
+"""Share of fresh real scans that a threshold may wrongly flag, where there are enough held-out scans to set it so."""
+CORRELATION_AXIS = 24
+CORRELATION = "image correlation"
+
+
+def correlation_vectors(voxels: Tensor) -> Floats:
+    """Unit vectors [N, V] whose squared Euclidean distance is 2 (1 - Pearson correlation) of the volumes.
+
+    Volumes are averaged down to at most 24 voxels per axis first, so that a shift by a voxel or fine noise does not
+    hide a copy.
+    """
+    factors = [-(-size // CORRELATION_AXIS) for size in voxels.shape[2:]]
+    vectors = F.avg_pool3d(voxels, factors, ceil_mode=True).flatten(1).double()
+    centred = vectors - vectors.mean(1, keepdim=True)
+    return np.asarray((centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-12)).numpy())
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Nearest training scans: index and distance of the nearest [N], and nearest over second nearest [N]."""
+
+    index: Ints
+    distance: Floats
+    ratio: Floats
+
+
+def nearest(training: Floats, judged: Floats) -> Neighbours:
+    """Exact nearest neighbours of `judged` [N, D] among at least two `training` scans [M, D]."""
+    search = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(training)
+    index = search.kneighbors(judged, return_distance=False)
+    # The brute-force search squares differences of large numbers; near zero only the plain difference is exact.
+    exact = np.stack([np.linalg.norm(judged - training[index[:, rank]], axis=1) for rank in (0, 1)], axis=1)
+    order = np.argsort(exact, axis=1, kind="stable")
+    exact, index = np.take_along_axis(exact, order, 1), np.take_along_axis(index, order, 1)
+    return Neighbours(
+        index=index[:, 0].astype(np.int64),
+        distance=exact[:, 0],
+        ratio=np.divide(exact[:, 0], exact[:, 1], out=np.ones(len(exact)), where=exact[:, 1] > 0),
+    )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Features [N, D] of real scans; `patients` of the training scans, then of the held-out ones."""
+
+    training: Floats
+    held_out: Floats
+    patients: tuple[str, ...]
+
+
+def calibrate(held_out: Floats) -> tuple[float, float]:
+    """Threshold from held-out values, and the share of fresh real scans expected strictly below it.
+
+    The k-th smallest of n exchangeable values is undercut by one more with probability k / (n + 1) (conformal
+    prediction, Vovk 2005); k is the largest that keeps this within 5 %, and at least 1.
+    """
+    k = max(1, int(NOMINAL * (len(held_out) + 1)))
+    return float(np.sort(held_out)[k - 1]), k / (len(held_out) + 1)
+
+
+def audit_space(
+    space: str, pool: Pool, synthetic: Floats, planted: Floats, resampling: Resampling, *, seed: int
+) -> tuple[NeighbourAudit, Neighbours]:
+    """Nearest-neighbour audit of `synthetic` [N, D] in one space.
+
+    planted: features of disturbed copies of training scans, to show that the audit sees such copies.
+    """
+    near, control = nearest(pool.training, synthetic), nearest(pool.training, pool.held_out)
+    threshold, nominal = calibrate(control.distance)
+    relative, _ = calibrate(control.ratio)
+    copies = nearest(pool.training, planted)
+    audit = NeighbourAudit(
+        space=space,
+        nominal=nominal,
+        threshold=threshold,
+        closer=statistics.share_estimate(int((near.distance < threshold).sum()), len(synthetic), resampling.confidence),
+        relative_threshold=relative,
+        stands_out=statistics.share_estimate(int((near.ratio < relative).sum()), len(synthetic), resampling.confidence),
+        membership=_membership(pool, synthetic, resampling, seed),
+        planted_found=float((copies.distance < threshold).mean()),
+        distances=tuple(near.distance.tolist()),
+        ratios=tuple(near.ratio.tolist()),
+        held_out_distances=tuple(control.distance.tolist()),
+        held_out_ratios=tuple(control.ratio.tolist()),
+    )
+    return audit, near
+
+
+def _membership(pool: Pool, synthetic: Floats, resampling: Resampling, seed: int) -> Estimate:
+    """AUC of the attacker who holds only synthetic scans and calls the real scans nearest to them training scans.
+
+    The attack of Chen 2020 (GAN-Leaks, full black box). 0.5 is a blind guess, 1 gives every training scan away.
+    """
+    candidates = np.concatenate([pool.training, pool.held_out])
+    search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(synthetic)
+    scores = -search.kneighbors(candidates)[0][:, 0]
+    member = np.repeat([1, 0], [len(pool.training), len(pool.held_out)])
+    generator = numpy_generator(seed, "membership")
+    weights = statistics.class_patient_weights(pool.patients, member, resampling.resamples, generator)
+    value = statistics.weighted_auc(scores, member == 1, np.ones((1, len(member))))[0]
+    draws = statistics.weighted_auc(scores, member == 1, weights)
+    return statistics.percentile_estimate(float(value), draws, resampling.confidence)
+
+
+def closest_pairs(
+    found: list[tuple[NeighbourAudit, Neighbours]], synthetic: LabelledVolumes, training: LabelledVolumes, count: int
+) -> tuple[ClosePair, ...]:
+    """The `count` synthetic scans nearest to a training scan, each once, in the space where it is nearest.
+
+    Distances of different spaces are made comparable by dividing by the space's threshold.
+    """
+    relative = np.stack([near.distance / max(audit.threshold, 1e-12) for audit, near in found])  # [spaces, N]
+    best = relative.argmin(0)
+    pairs = []
+    for number in np.argsort(relative.min(0), kind="stable")[:count].tolist():
+        audit, near = found[int(best[number])]
+        match = int(near.index[number])
+        pairs.append(
+            ClosePair(
+                synthetic=number,
+                synthetic_case=synthetic.cases[number],
+                training=match,
+                training_case=training.cases[match],
+                space=audit.space,
+                distance=float(near.distance[number]),
+                threshold=audit.threshold,
+                ratio=float(near.ratio[number]),
+            )
+        )
+    return tuple(pairs)
+
+
+def standardised(features: dict[str, dict[str, Floats]]) -> dict[str, dict[str, Floats]]:
+    """Raw features per space and set in the frame of the training set, reduced to its main axes.
+
+    Distances are taken after the PCA: among hundreds of correlated features they would all be alike.
+    """
+    out = {}
+    for space, sets in features.items():
+        frame = Frame.fit(sets["train"])
+        out[space] = {name: frame.reduce(frame.standardise(raw)) for name, raw in sets.items()}
+    return out

@@ -1,0 +1,257 @@
+"""What a generator is steered by: declared once, checked at the door, each with a learned null.
+
+A declaration is plain JSON, travels with the model, and is all that is needed to turn named values into tensors:
+
+    {"diagnosis": {"kind": "category", "values": ["benign", "malignant"], "dropout": 0.1},
+     "diameter_mm": {"kind": "number", "range": [3.0, 40.0], "unit": "mm", "dropout": 0.1},
+     "nodule": {"kind": "mask", "labels": {"nodule": 1}, "dropout": 0.1}}
+
+Encoded conditions are a dictionary of tensors, one entry per name, with a null that needs no second tensor:
+category int64 [B], null -1; number float32 [B] in its unit, null NaN; mask uint8 [B, 1, X, Y, Z], null 255 everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medsynth.config.cohort import CategoryCondition, MaskCondition, NumberCondition
+from medsynth.errors import ConfigError
+from medsynth.models.blocks import Convolution, fold, fourier_features
+
+Declaration = dict[str, dict[str, Any]]
+Value = str | float | None
+
+NULL_CATEGORY = -1
+NULL_LABEL = 255
+NUMBER_FREQUENCIES = 8
+INITIAL_STD = 0.5
+
+
+def declare(conditions: Mapping[str, CategoryCondition | NumberCondition | MaskCondition]) -> Declaration:
+    """The declaration of those conditions that steer the generator, in the order given."""
+    declaration: Declaration = {}
+    for name, condition in conditions.items():
+        if not condition.steer:
+            continue
+        entry: dict[str, Any] = {"kind": condition.kind}
+        match condition:
+            case CategoryCondition():
+                entry["values"] = list(condition.values)
+            case NumberCondition():
+                entry |= {"range": [float(bound) for bound in condition.range], "unit": condition.unit}
+            case MaskCondition():
+                entry["labels"] = dict(condition.labels)
+        declaration[name] = entry | {"dropout": float(condition.dropout)}
+    return declaration
+
+
+def mask_name(declaration: Declaration) -> str | None:
+    """The name of the mask condition, if the declaration has one."""
+    return next((name for name, entry in declaration.items() if entry["kind"] == "mask"), None)
+
+
+def steering_values(declaration: Declaration, row: Mapping[str, Value]) -> dict[str, Value]:
+    """The entries of `row` that the declaration knows by name, masks aside.
+
+    For rows of a manifest, which also hold labels that only a classifier uses. A request for synthetic scans goes to
+    `encode` as it is, so that a misspelt name is refused instead of ignored.
+    """
+    return {name: row[name] for name, entry in declaration.items() if entry["kind"] != "mask" and name in row}
+
+
+def encode(
+    declaration: Declaration, rows: Sequence[Mapping[str, Value]], masks: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Named values as tensors on the CPU (masks stay on their device).
+
+    `rows` holds one mapping per sample; a value that is missing, None or NaN becomes the null. `masks` is an integer
+    tensor [B, 1, X, Y, Z] of label values (255 everywhere in a sample: null), or None: then there is no mask entry,
+    which `ConditionEncoder` reads as null for every sample.
+
+    Raises ConfigError, with every mistake, for a name or value that the declaration does not have.
+    """
+    mistakes: list[str] = []
+    for row in rows:
+        mistakes += [_unknown_name(name, declaration) for name in row if name not in declaration]
+    encoded: dict[str, Tensor] = {}
+    for name, entry in declaration.items():
+        values = [row.get(name) for row in rows]
+        match entry["kind"]:
+            case "category":
+                encoded[name] = torch.tensor([_category(name, entry, v, mistakes) for v in values], dtype=torch.int64)
+            case "number":
+                encoded[name] = torch.tensor([_number(name, entry, v, mistakes) for v in values], dtype=torch.float32)
+            case "mask":
+                if any(value is not None for value in values):
+                    mistakes.append(f"condition {name}: expected a mask volume beside the values, found it among them")
+                if masks is not None:
+                    mistakes += _mask_mistakes(name, entry, masks, len(rows))
+                    encoded[name] = masks.to(torch.uint8)
+    if masks is not None and mask_name(declaration) is None:
+        mistakes.append("masks: expected none, because the model has no mask condition; leave them out")
+    if mistakes:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+    return encoded
+
+
+def drop(conditions: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The same conditions with those in `names` set to their null for every sample."""
+    dropped = set(names)
+    return {name: torch.full_like(t, _null(t)) if name in dropped else t for name, t in conditions.items()}
+
+
+def random_drop(
+    declaration: Declaration, conditions: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The same conditions, each withheld from a random share of samples: classifier-free guidance (Ho 2022, alg. 1).
+
+    One uniform number per sample and *declared* condition is drawn from `generator` (on the CPU), whatever the batch
+    holds, so that the stream does not depend on which conditions are present.
+    """
+    if not conditions:
+        return {}
+    batch = next(iter(conditions.values())).shape[0]
+    result = dict(conditions)
+    for name, entry in declaration.items():
+        withheld = torch.rand(batch, generator=generator) < entry["dropout"]
+        if name in conditions:
+            value = conditions[name]
+            where = withheld.to(value.device).view(-1, *[1] * (value.ndim - 1))
+            result[name] = torch.where(where, torch.full_like(value, _null(value)), value)
+    return result
+
+
+class ConditionEncoder(nn.Module):
+    """Conditions to one vector per sample and, where there is a mask, a field of features on the latent grid.
+
+    The vector is a sum: an embedding row per category (the last row is the null), and for each number an MLP of Fourier
+    features of the value scaled to [-1, 1] by its range, or a learned null vector. The mask is compared with every
+    label voxel by voxel, folded by `downsampling` so that no voxel is lost, mixed per latent voxel and then convolved;
+    a null mask becomes a learned constant field. No flag says that a mask is there: only its content reaches the
+    network, and the vector never knows of it.
+    """
+
+    def __init__(self, declaration: Declaration, width: int, downsampling: int, mask_channels: int) -> None:
+        super().__init__()
+        self.declaration = declaration
+        self.width = width
+        self.downsampling = downsampling
+        self.categories = nn.ModuleDict()
+        self.numbers = nn.ModuleDict()
+        self.number_nulls = nn.ParameterDict()
+        for name, entry in declaration.items():
+            match entry["kind"]:
+                case "category":
+                    rows = len(entry["values"]) + 1
+                    weight = torch.randn(rows, width) * INITIAL_STD
+                    self.categories[name] = nn.Embedding(rows, width, _weight=weight)
+                case "number":
+                    features = 1 + 2 * NUMBER_FREQUENCIES
+                    self.numbers[name] = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+                    self.number_nulls[name] = nn.Parameter(torch.randn(width) * INITIAL_STD)
+        self.mask = mask_name(declaration)
+        self.mask_channels = mask_channels if self.mask else 0
+        if self.mask:
+            self.labels = sorted(declaration[self.mask]["labels"].values())
+            self.mask_mix = nn.Linear(len(self.labels) * downsampling**3, mask_channels)
+            self.mask_convolution = Convolution(mask_channels, mask_channels)
+            self.mask_null = nn.Parameter(torch.randn(mask_channels) * INITIAL_STD)
+
+    def forward(
+        self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Vector [B, width], and mask features [B, x, y, z, mask_channels] on the latent `grid` (None without a mask).
+
+        A declared condition that `conditions` lacks is null for every sample.
+        """
+        reference = next(self.parameters(), None)
+        device = None if reference is None else reference.device
+        dtype = None if reference is None else reference.dtype
+        vector = torch.zeros(batch, self.width, device=device, dtype=dtype)
+        for name, embedding in self.categories.items():
+            rows = len(self.declaration[name]["values"]) + 1
+            index = conditions.get(name)
+            if index is None:
+                index = torch.full((batch,), NULL_CATEGORY)
+            vector = vector + embedding(index.to(device) % rows)  # -1 wraps to the last row, the null
+        for name, mlp in self.numbers.items():
+            value = conditions.get(name)
+            if value is None:
+                value = torch.full((batch,), math.nan)
+            value = value.to(device)
+            absent = value.isnan()
+            low, high = self.declaration[name]["range"]
+            scaled = torch.where(absent, 0.0, (value - low) * (2 / (high - low)) - 1)[:, None]
+            features = torch.cat([scaled, fourier_features(scaled[:, 0] * (math.pi / 2), NUMBER_FREQUENCIES)], 1)
+            vector = vector + torch.where(absent[:, None], self.number_nulls[name], mlp(features.to(vector.dtype)))
+        return vector, self._field(conditions, batch, grid) if self.mask else None
+
+    def _field(self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int]) -> Tensor:
+        null = self.mask_null.expand(batch, *grid, -1)
+        mask = conditions.get(self.mask or "")
+        if mask is None:
+            return null
+        folded = fold(mask.to(null.device).movedim(1, -1), self.downsampling)  # [B, x, y, z, f^3]
+        content = torch.cat([folded == label for label in self.labels], -1).to(null.dtype)
+        features = self.mask_convolution(nn.functional.silu(self.mask_mix(content)))
+        absent = mask.flatten(1)[:, 0] == NULL_LABEL
+        return torch.where(absent.to(null.device).view(-1, 1, 1, 1, 1), null.to(features.dtype), features)
+
+
+def _null(tensor: Tensor) -> float:
+    if tensor.dtype == torch.uint8:
+        return NULL_LABEL
+    return math.nan if tensor.is_floating_point() else NULL_CATEGORY
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _unknown_name(name: str, declaration: Declaration) -> str:
+    known = ", ".join(declaration) or "no condition"
+    return f"condition {name!r} is unknown: the model knows {known}{_nearest(name, declaration)}"
+
+
+def _category(name: str, entry: Mapping[str, Any], value: Value, mistakes: list[str]) -> int:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return NULL_CATEGORY
+    if value in entry["values"]:
+        return int(entry["values"].index(value))
+    allowed = ", ".join(entry["values"])
+    nearest = _nearest(str(value), entry["values"])
+    mistakes.append(f"condition {name}: expected one of {allowed}; found {value!r}{nearest}")
+    return NULL_CATEGORY
+
+
+def _number(name: str, entry: Mapping[str, Any], value: Value, mistakes: list[str]) -> float:
+    if value is None:
+        return math.nan
+    low, high = entry["range"]
+    allowed = f"{low:g} to {high:g} {entry['unit']}".rstrip()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        mistakes.append(f"condition {name}: expected a number from {allowed}; found {value!r}")
+        return math.nan
+    if not math.isnan(value) and not low <= value <= high:
+        mistakes.append(f"condition {name}: expected a number from {allowed}; found {value:g}")
+    return float(value)
+
+
+def _mask_mistakes(name: str, entry: Mapping[str, Any], masks: Tensor, batch: int) -> list[str]:
+    if masks.ndim != 5 or masks.shape[:2] != (batch, 1) or masks.is_floating_point():
+        found = f"{masks.dtype} {list(masks.shape)}"
+        return [f"condition {name}: expected integer masks [{batch}, 1, X, Y, Z]; found {found}"]
+    allowed = torch.tensor([0, *entry["labels"].values()], device=masks.device)
+    null = (masks == NULL_LABEL).flatten(1).all(1)
+    if not bool((torch.isin(masks, allowed).flatten(1).all(1) | null).all()):
+        strange = sorted(set(masks.flatten().tolist()) - set(allowed.tolist()) - {NULL_LABEL}) or [NULL_LABEL]
+        labels = ", ".join(f"{label} ({text})" for text, label in entry["labels"].items())
+        return [f"condition {name}: expected the labels 0 (background), {labels}; found {strange}"]
+    return []

@@ -1,0 +1,104 @@
+"""What a report says besides evidence and pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+Line = list[tuple[float, float]]
+_ROW = ("split", "patients", "scans")
+_SPLITS = {"train": "training"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where evidence and pictures come from. No value may hold an identifier or a path of the machine.
+
+    cohort: one row per split and one for the synthetic set: `split`, `patients`, `scans`, and per condition what the
+    row has of it.  findings: sentences on what was left out of the cohort and why.  history: stage -> records of its
+    training loop as JSON.  gates: results as JSON.  model: provenance of the model folder.  settings, sampling: of the
+    evaluation and of the generator.  config: the whole resolved pipeline as YAML, if it shall be shown.  written: a
+    date, left out unless given, so that the same facts give the same file.
+    """
+
+    title: str
+    cohort: Sequence[Mapping[str, Any]]
+    findings: Sequence[str] = ()
+    history: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    gates: Sequence[Mapping[str, Any]] = ()
+    model: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    config: str = ""
+    written: str = ""
+
+    @property
+    def conditions(self) -> list[str]:
+        """Columns of the cohort's table beyond split, patients and scans."""
+        return list(dict.fromkeys(key for row in self.cohort for key in row if key not in _ROW))
+
+    @property
+    def rows(self) -> list[tuple[str, list[str]]]:
+        """The cohort's table: name of the row, then its cells."""
+        out = []
+        for row in self.cohort:
+            patients = str(row["patients"]) if row.get("patients") else "none"
+            cells = [patients, str(row["scans"]), *(str(row.get(name, "")) for name in self.conditions)]
+            out.append((_SPLITS.get(row["split"], row["split"]), cells))
+        return out
+
+    @property
+    def provenance(self) -> list[tuple[str, str]]:
+        """Origin of the model and how it was sampled, nested keys joined."""
+        model = {key: value for key, value in self.model.items() if key not in ("settings", "profile")}
+        return [*_flat(model), *(("sampling: " + key, value) for key, value in _flat(self.sampling))]
+
+    @property
+    def listing(self) -> str:
+        """Settings as YAML: the whole pipeline where it was given, else what the stages passed on."""
+        if self.config:
+            return self.config
+        known = {
+            **dict(self.model.get("settings", {})),
+            **({"evaluate": dict(self.settings)} if self.settings else {}),
+            **({"sampling": dict(self.sampling)} if self.sampling else {}),
+        }
+        return yaml.safe_dump(known, sort_keys=False, allow_unicode=True) if known else ""
+
+    def losses(self) -> list[tuple[str, dict[str, Line]]]:
+        """Title -> lines (optimiser step, value), one chart each: what is minimised, its terms, further figures."""
+        charts: list[tuple[str, dict[str, Line]]] = []
+        for stage, records in self.history.items():
+            training = _lines(records, "losses")
+            validation = _lines(records, "validation")
+            main = {"training": training.pop("loss", []), "validation": validation.pop("loss", [])}
+            charts.append((f"{stage}: loss", {name: line for name, line in main.items() if line}))
+            charts.append((f"{stage}: terms of the training loss", training))
+            charts += [(f"{stage}: {name} on the validation split", {name: line}) for name, line in validation.items()]
+        return [(title, lines) for title, lines in charts if lines]
+
+
+def _lines(records: Sequence[Mapping[str, Any]], part: str) -> dict[str, Line]:
+    out: dict[str, Line] = {}
+    for record in records:
+        for name, value in (record.get(part) or {}).items():
+            if math.isfinite(value):
+                out.setdefault(name, []).append((record["step"], value))
+    return out
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    out: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            out += _flat(value, f"{name}: ")
+        elif isinstance(value, list | tuple):
+            out.append((name, ", ".join(str(item) for item in value)))
+        elif value is not None:
+            out.append((name, str(value)))
+    return out

@@ -1,0 +1,178 @@
+"""One scan in: read, de-identify, one grid, one box, one file. Runs in worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from medsynth.cohort.derive import mask_volume_mm3
+from medsynth.cohort.integrity import pixel_digest
+from medsynth.cohort.manifest import Case
+from medsynth.cohort.medmnist import MedmnistCase
+from medsynth.cohort.source import SourceCase
+from medsynth.config.cohort import Prepare
+from medsynth.errors import DataError, RefusedError
+from medsynth.imaging.deidentify import Deidentifier, SecretKey
+from medsynth.imaging.grid import crop_or_pad, resample, to_ras
+from medsynth.imaging.intensity import IntensityRule
+from medsynth.imaging.nifti import write_nifti
+from medsynth.imaging.read import read_mask, read_scan
+from medsynth.imaging.scan import Scan, make_scan, same_grid, spacing_mm
+from medsynth.progress import Advance
+from medsynth.stages.files import file_digest
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case to prepare; everything a worker process needs."""
+
+    source: SourceCase | MedmnistCase
+    case: str
+    patient: str
+    folder: Path
+    prepare: Prepare
+    key_path: Path
+    mask_labels: tuple[int, ...] | None
+    geometry_mm: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a worker hands back: facts and no identifier."""
+
+    case: Case
+    pixels: str
+    mask_volume_mm3: float | None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A case that was left out: the row of the cohort's table, and why."""
+
+    row: int
+    reason: str
+
+
+def prepare_cases(jobs: list[Job], workers: int, advance: Advance) -> Iterator[Ready | Refused]:
+    """The outcome of each job, in order; in processes where that pays."""
+    if workers == 1 or len(jobs) < 16:
+        for job in jobs:
+            yield _prepare_guarded(job)
+            advance(1)
+        return
+    with _quiet_processes(min(workers, os.cpu_count() or 1)) as pool:
+        for outcome in pool.map(_prepare_guarded, jobs, chunksize=4):
+            yield outcome
+            advance(1)
+
+
+@contextmanager
+def _quiet_processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _prepare_guarded(job: Job) -> Ready | Refused:
+    try:
+        return _prepare_one(job)
+    except (DataError, RefusedError) as error:
+        return Refused(job.source.row, str(error))
+
+
+def _prepare_one(job: Job) -> Ready:
+    prepare, image_path = job.prepare, job.folder / "images" / f"{job.case}.nii"
+    scan, mask = _read(job)
+    pixels = pixel_digest(scan)
+    scan, mask = to_ras(scan), None if mask is None else to_ras(mask)
+    rule = IntensityRule.from_settings(prepare.intensity)
+    limits = rule.limits(scan)
+    scan = resample(scan, prepare.spacing_mm, "linear")
+    volume_mm3 = None
+    if mask is not None:
+        mask = resample(mask, prepare.spacing_mm, "nearest")
+        volume_mm3 = mask_volume_mm3(mask, spacing_mm(mask))
+    centre = _centre_mm(mask) if prepare.centre == "mask" and mask is not None else None
+    scan = crop_or_pad(scan, prepare.box, centre_mm=centre, pad=prepare.pad, value=limits[0])
+    integral = scan.meta["unit"] == "HU"
+    stored = np.asarray(scan, dtype=np.float32)
+    if integral:
+        stored = np.clip(np.rint(stored), -32768, 32767).astype(np.int16)
+    write_nifti(same_grid(scan, stored), image_path, description="prepared by medsynth")
+    mask_name = ""
+    if mask is not None:
+        mask = crop_or_pad(mask, prepare.box, centre_mm=centre, pad="constant", value=0)
+        mask_name = f"masks/{job.case}.nii"
+        write_nifti(
+            same_grid(mask, np.asarray(mask, dtype=np.uint8)), job.folder / mask_name, description="mask by medsynth"
+        )
+    case = Case(
+        case=job.case,
+        patient=job.patient,
+        origin="real",
+        split="",
+        image=f"images/{job.case}.nii",
+        mask=mask_name,
+        modality=str(scan.meta["modality"]),
+        shape=prepare.box,
+        spacing_mm=prepare.spacing_mm,
+        sha256=file_digest(image_path),
+        mask_sha256=file_digest(job.folder / mask_name) if mask_name else "",
+        intensity_low=limits[0],
+        intensity_high=limits[1],
+        conditions={},
+        generation={},
+    )
+    return Ready(case, pixels, volume_mm3)
+
+
+def _read(job: Job) -> tuple[Scan, Scan | None]:
+    source = job.source
+    if isinstance(source, MedmnistCase):
+        spacing = job.geometry_mm or (1.0, 1.0, 1.0)
+        return make_scan(source.voxels, np.diag([*spacing, 1.0]), modality="OT", unit="arbitrary"), None
+    deidentifier = Deidentifier(SecretKey.load_or_create(job.key_path))
+    # A window in HU says that the cohort is CT; a NIfTI file cannot say so itself.
+    modality = "CT" if job.prepare.intensity.kind == "hu_window" else None
+    scan = read_scan(source.image, deidentifier=deidentifier, series_uid=source.series, modality=modality)
+    if job.mask_labels is None:
+        return scan, None
+    if source.mask is None:
+        raise DataError("expected a mask for every case, found none in this row; fill the column `mask`")
+    mask = read_mask(source.mask, scan)
+    if job.mask_labels:
+        unknown = set(np.unique(np.asarray(mask)).tolist()) - {0, *job.mask_labels}
+        if unknown:
+            raise DataError(
+                f"expected the mask values 0 and {sorted(job.mask_labels)}, found {sorted(unknown)}; declare them under "
+                "the mask condition's labels"
+            )
+    return scan, mask
+
+
+def _centre_mm(mask: Scan) -> tuple[float, float, float]:
+    """Centre of the mask's bounding box, in RAS millimetres."""
+    places = np.argwhere(np.asarray(mask)[0] > 0)
+    if not len(places):
+        raise DataError(
+            "expected a mask with at least one voxel to centre on, found an empty one; draw it or use centre: volume"
+        )
+    middle = (places.min(0) + places.max(0)) / 2
+    x, y, z = (np.asarray(mask.affine) @ [*middle, 1.0])[:3]
+    return float(x), float(y), float(z)

@@ -1,0 +1,1 @@
+"""Runs, metrics, artifacts and the model registry; the only folder that imports MLflow."""

@@ -1,0 +1,1 @@
+"""Loops that yield records, weight averages, checkpoints and the latent store."""

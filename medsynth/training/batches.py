@@ -1,0 +1,93 @@
+"""Which cases are in which batch, and fetching batches ahead of time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from medsynth.seeding import torch_generator
+
+Batch = dict[str, Tensor]
+"""Tensors by name, the sample along the first axis of each."""
+
+AHEAD = 2
+"""Batches fetched before they are asked for."""
+
+
+class Order:
+    """An endless shuffled order of `count` cases: every case once before any comes again.
+
+    A function of the seed and the position alone, so that a resumed run, and every process of a distributed one, sees
+    the batches that an uninterrupted single process sees.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self._seed = seed
+
+    def batch(self, number: int) -> Tensor:
+        """Case numbers of batch `number`, int64 [batch_size]; the last batch of a round runs on into the next."""
+        start, end = number * self.batch_size, (number + 1) * self.batch_size
+        rounds = range(start // self.count, (end - 1) // self.count + 1)
+        cases = torch.cat([self._round(number) for number in rounds])
+        skipped = rounds.start * self.count
+        return cases[start - skipped : end - skipped]
+
+    def _round(self, number: int) -> Tensor:
+        return torch.randperm(self.count, generator=torch_generator(self._seed, "order", number))
+
+
+def noise(shape: tuple[int, ...], seed: int, name: str, number: int, rows: slice) -> Tensor:
+    """Standard normal noise [rows, *shape] for `rows` of batch `number`; each row has a stream of its own."""
+    drawn = [
+        torch.randn(shape, generator=torch_generator(seed, name, number, row)) for row in range(rows.start, rows.stop)
+    ]
+    return torch.stack(drawn)
+
+
+class Ahead:
+    """Draws batches in one background thread while the device computes, and measures the wait for them."""
+
+    def __init__(self, draw: Callable[[int], Batch], first: int, device: torch.device) -> None:
+        self.waited_seconds = 0.0
+        self._draw = draw
+        self._number = first
+        self._device = device
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._pending: deque[Future[Batch]] = deque()
+
+    def __enter__(self) -> Ahead:
+        for _ in range(AHEAD):
+            self._ask()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def next(self) -> Batch:
+        """The next batch, on the device."""
+        began = time.perf_counter()
+        batch = self._pending.popleft().result()
+        self._ask()
+        batch = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+        self.waited_seconds += time.perf_counter() - began
+        return batch
+
+    def _ask(self) -> None:
+        self._pending.append(self._pool.submit(self._fetch, self._number))
+        self._number += 1
+
+    def _fetch(self, number: int) -> Batch:
+        batch = self._draw(number)
+        if self._device.type == "cuda":
+            return {name: tensor.pin_memory() for name, tensor in batch.items()}
+        return batch

@@ -1,0 +1,57 @@
+"""Device, precision and processes of a training run, through accelerate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from medsynth.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether `device` has arithmetic units for bf16; emulation, which is slower than fp32, does not count."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """`auto` as what `device` is best at; anything else as asked for."""
+    if precision == "auto":
+        return "bf16" if computes_bf16(device) else "fp32"
+    return precision
+
+
+def open_accelerator(device: torch.device, precision: Precision, accumulate: int) -> Accelerator:
+    """An Accelerator on `device` (on this process's own one under torchrun), with every process joined.
+
+    accelerate keeps device and precision in a state that all its objects of a process share and that outlives them.
+    Stages of one run may differ in both, so that state is dropped first; the process group of torch stays.
+    """
+    mixed = "bf16" if resolve_precision(precision, device) == "bf16" else "no"
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, gradient_accumulation_steps=accumulate)
+    found = accelerator.device.type
+    if found != device.type:
+        raise ConfigError(
+            [f"compute.device: expected a device of this machine, found {device.type!r}; it has {found!r}"]
+        )
+    return accelerator
+
+
+def rows_of_process(batch_size: int, accelerator: Accelerator) -> slice:
+    """The rows of each global batch that this process computes."""
+    processes = int(accelerator.num_processes)
+    if batch_size % processes:
+        raise ConfigError(
+            [
+                f"training.batch_size: expected a multiple of the {processes} processes, found {batch_size}; "
+                "it is the size of the whole batch over all of them"
+            ]
+        )
+    each = batch_size // processes
+    start = int(accelerator.process_index) * each
+    return slice(start, start + each)

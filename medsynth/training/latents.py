@@ -1,0 +1,204 @@
+"""Latents on disk: every volume encoded once, as the mean of its posterior, and memory mapped ever after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsynth.cohort.volumes import VolumeSet
+from medsynth.errors import DataError, UnreadableError
+from medsynth.models.autoencoder import KLAutoencoder
+from medsynth.progress import Progress
+
+FORMAT = 1
+LATENTS, MASKS, INDEX = "latents.npy", "masks.npy", "store.json"
+PARTIAL = ".partial"
+AT_ONCE_VOXELS = 160**3
+"""Voxels encoded in one call, over the batch."""
+TILE_VOXELS = 256**3
+"""A single volume of more voxels than this is encoded in tiles."""
+SMALLEST_SCALE = 1e-6
+"""A channel that is constant over the training split holds nothing; this keeps it at zero instead of dividing by it."""
+
+Row = Mapping[str, str | float | None]
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and standard deviation of each latent channel over a whole training split."""
+
+    shift: Tensor
+    """[C] float32."""
+    scale: Tensor
+    """[C] float32."""
+
+    @classmethod
+    def of(cls, store: LatentStore) -> LatentStatistics:
+        """The statistics of every latent of `store`, which should hold the training split; summed in float64."""
+        count = len(store) * math.prod(store.latents.shape[2:])
+        shift = sum(latent.sum((1, 2, 3), dtype=np.float64) for latent in store.latents) / count
+        centred = (latent - shift[:, None, None, None] for latent in store.latents)
+        variance = sum(np.square(latent).sum((1, 2, 3)) for latent in centred) / count
+        scale = torch.from_numpy(np.sqrt(variance)).clamp_min(SMALLEST_SCALE)
+        return cls(torch.from_numpy(shift).float(), scale.float())
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """(latents - shift) / scale, [B, C, x, y, z]."""
+        return (latents - self.shift.view(-1, 1, 1, 1)) / self.scale.view(-1, 1, 1, 1)
+
+    def write(self, path: Path) -> None:
+        """Save as JSON."""
+        _write_json(path, {"shift": self.shift.tolist(), "scale": self.scale.tolist()})
+
+    @classmethod
+    def read(cls, path: Path) -> LatentStatistics:
+        """What `write` saved. Raises UnreadableError."""
+        data = _read_json(path)
+        try:
+            return cls(torch.tensor(data["shift"]), torch.tensor(data["scale"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnreadableError(f"{path.name} holds no latent statistics; encode again with --force") from error
+
+
+@dataclass(frozen=True)
+class LatentCase:
+    """What a latent belongs to."""
+
+    case: str
+    patient: str
+    split: str
+    sha256: str
+    """Digest of the image file that was encoded."""
+
+
+@dataclass(frozen=True)
+class LatentStore:
+    """Raw latents (posterior means, not yet normalised) of a split, with masks and conditions, in the same order."""
+
+    latents: NDArray[np.float32]
+    """[N, C, x, y, z], memory mapped."""
+    masks: NDArray[np.uint8] | None
+    """[N, 1, X, Y, Z] on the volumes' own grid, memory mapped."""
+    rows: tuple[Row, ...]
+    """Conditions of each case."""
+    cases: tuple[LatentCase, ...]
+    digest: str
+    """sha256 of the index, and so of everything."""
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @classmethod
+    def open(cls, folder: Path) -> LatentStore:
+        """What `encode_latents` wrote. Raises UnreadableError where a file is missing, altered or of another format."""
+        index = _read_json(folder / INDEX)
+        if index.get("format") != FORMAT:
+            raise UnreadableError(
+                f"latents: expected format {FORMAT}, found {index.get('format')!r}; encode again with --force"
+            )
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, entry in index["arrays"].items():
+            path = folder / name
+            if not path.is_file() or _digest(path) != entry["sha256"]:
+                raise UnreadableError(f"latents: {name} is missing or was altered; encode again with --force")
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        digest = hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
+        rows = tuple(index["rows"])
+        cases = tuple(LatentCase(**case) for case in index["cases"])
+        return cls(arrays[LATENTS], arrays.get(MASKS), rows, cases, digest)
+
+    def take(self, cases: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latents [B, C, x, y, z] and masks [B, 1, X, Y, Z] of the cases with these numbers, copied into memory."""
+        picked = np.asarray(cases, dtype=np.int64)
+        masks = None if self.masks is None else torch.from_numpy(self.masks[picked])
+        return torch.from_numpy(self.latents[picked]), masks
+
+
+def encode_latents(
+    autoencoder: KLAutoencoder, volumes: VolumeSet, folder: Path, device: torch.device, progress: Progress
+) -> LatentStore:
+    """Encode `volumes` and write a latent store at `folder`, whole or not at all; one that is there is replaced.
+
+    The mean of each posterior is kept, never a draw. Raises DataError where a latent is not finite.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_arrays(autoencoder.to(device).eval(), volumes, partial, device, progress)
+        names = [LATENTS] if volumes.masks is None else [LATENTS, MASKS]
+        index = {
+            "format": FORMAT,
+            "arrays": {name: {"sha256": _digest(partial / name)} for name in names},
+            "cases": [asdict(LatentCase(c.case, c.patient, c.split, c.sha256)) for c in volumes.cases],
+            "rows": [dict(c.conditions) for c in volumes.cases],
+        }
+        _write_json(partial / INDEX, index)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    return LatentStore.open(folder)
+
+
+@torch.no_grad()
+def _write_arrays(
+    autoencoder: KLAutoencoder, volumes: VolumeSet, folder: Path, device: torch.device, progress: Progress
+) -> None:
+    if volumes.masks is not None:
+        np.save(folder / MASKS, volumes.masks.numpy(), allow_pickle=False)
+    factor, channels = autoencoder.config["downsampling"], autoencoder.config["latent_channels"]
+    grid = volumes.volumes.shape[2:]
+    shape = (len(volumes.cases), channels, *(size // factor for size in grid))
+    latents = np.lib.format.open_memmap(folder / LATENTS, mode="w+", dtype=np.float32, shape=shape)
+    at_once = max(1, AT_ONCE_VOXELS // math.prod(grid))
+    with progress.task("encoding", len(volumes.cases)) as advance:
+        for start in range(0, len(volumes.cases), at_once):
+            means = _means(autoencoder, volumes.volumes[start : start + at_once].to(device)).float().cpu()
+            if not bool(means.isfinite().all()):
+                raise DataError(
+                    f"encoding: expected finite latents, found others among cases {start + 1} to {start + len(means)}; "
+                    "the autoencoder's training went wrong: train it again with a lower learning rate"
+                )
+            latents[start : start + len(means)] = means.numpy()
+            advance(len(means))
+    latents.flush()
+
+
+def _means(autoencoder: KLAutoencoder, volumes: Tensor) -> Tensor:
+    """Raw posterior means; in tiles, which give the same, where a volume is too large for one call."""
+    if math.prod(volumes.shape[2:]) <= TILE_VOXELS:
+        return autoencoder.encode(volumes).mean
+    return autoencoder.restore(autoencoder.encode_tiled(volumes))
+
+
+def _write_json(path: Path, data: Any) -> None:
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"latents: {path.name} is missing or damaged; encode again with --force") from error
+    return data
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

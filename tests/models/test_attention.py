@@ -1,0 +1,177 @@
+"""Linear attention against its quadratic twin, at its limits, and inside its block."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from medsynth.errors import ConfigError
+from medsynth.models.attention import Attention3D, linear_attention, quadratic_attention, rms_norm
+from medsynth.seeding import torch_generator
+
+BFLOAT16_ROUNDOFF = 2.0**-8
+
+
+def features(n: int, m: int, d: int, e: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch_generator(seed, "features")
+    q = torch.randn(2, 3, n, d, generator=generator, dtype=torch.float64).relu()
+    k = torch.randn(2, 3, m, d, generator=generator, dtype=torch.float64).relu()
+    v = torch.randn(2, 3, m, e, generator=generator, dtype=torch.float64)
+    return q, k, v
+
+
+def randomise(module: torch.nn.Module, std: float = 0.2) -> None:
+    generator = torch_generator(1, "weights")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += std * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+
+
+@pytest.mark.parametrize(("n", "m", "d", "e"), [(1, 1, 1, 1), (7, 7, 3, 5), (13, 29, 8, 8), (101, 101, 5, 3)])
+def test_values_and_gradients_equal_the_quadratic_twin(n: int, m: int, d: int, e: int) -> None:
+    inputs = [x.requires_grad_() for x in features(n, m, d, e)]
+    fast, naive = linear_attention(*inputs), quadratic_attention(*inputs)
+    upstream = torch.randn(fast.shape, generator=torch_generator(0, "upstream"), dtype=torch.float64)
+    torch.testing.assert_close(fast, naive, rtol=0, atol=1e-9)
+    for got, expected in zip(
+        torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(naive, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
+def test_gradients_are_the_derivatives() -> None:
+    q, k, v = (x[:1, :1].clone().requires_grad_() for x in features(5, 7, 3, 2))
+    with torch.no_grad():
+        q += 0.1  # off the kink of the clamp, where differences have no meaning
+        k += 0.1
+    assert torch.autograd.gradcheck(linear_attention, (q, k, v))
+
+
+def test_every_output_is_an_average_of_the_values() -> None:
+    q, k, v = features(31, 57, 8, 4)
+    out = linear_attention(q + 0.01, k + 0.01, v)
+    assert (out <= v.amax(-2, keepdim=True) + 1e-12).all()
+    assert (out >= v.amin(-2, keepdim=True) - 1e-12).all()
+    constant = torch.full_like(v, 3.5)
+    torch.testing.assert_close(linear_attention(q + 0.01, k + 0.01, constant), torch.full_like(out, 3.5))
+
+
+@pytest.mark.parametrize("silent", ["query", "keys", "both"])
+def test_rows_without_features_give_zero_and_finite_gradients(silent: str) -> None:
+    q, k, v = features(6, 9, 4, 4)
+    if silent in ("query", "both"):
+        q[:, :, 2] = 0
+    if silent in ("keys", "both"):
+        k.zero_()
+    inputs = [x.float().requires_grad_() for x in (q, k, v)]
+    out = linear_attention(*inputs)
+    assert out[:, :, 2].eq(0).all() if silent != "keys" else out.eq(0).all()
+    gradients = torch.autograd.grad(out.sum(), inputs)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_bfloat16_error_is_within_the_derived_bound() -> None:
+    for seed in range(5):
+        q, k, v = features(63, 511, 16, 16, seed)
+        exact = linear_attention(q, k, v)
+        rounded = linear_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+        assert rounded.dtype == torch.bfloat16
+        bound = 6 * BFLOAT16_ROUNDOFF * v.abs().amax((-2, -1))[..., None, None]
+        assert ((rounded.double() - exact).abs() <= bound * (1 + 8 * BFLOAT16_ROUNDOFF)).all()
+
+
+def test_sums_stay_in_float32_under_autocast() -> None:
+    """Ones among 262 144 tokens: a bfloat16 running sum would stop at 256, a float16 one at infinity."""
+    n = 262_144
+    q = torch.ones(1, 1, n, 1)
+    k = torch.ones(1, 1, n, 1)
+    v = torch.linspace(0, 1, n).view(1, 1, n, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linear_attention(q, k, v)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, torch.full_like(out, 0.5), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_large_activations_do_not_overflow_at_262144_tokens(dtype: torch.dtype) -> None:
+    n = 262_144
+    size = 60_000.0 if dtype == torch.float16 else 1e25
+    generator = torch_generator(0, "large")
+    q, k = (torch.rand(1, 1, n, 4, generator=generator).mul(1e4).to(dtype).requires_grad_() for _ in range(2))
+    v = torch.full((1, 1, n, 4), size, dtype=dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linear_attention(q, k, v)
+    torch.testing.assert_close(out, v.detach(), rtol=0.01, atol=0)
+    gradients = torch.autograd.grad((out.float() / size).sum(), (q, k, v))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_rms_norm_makes_unit_rows_and_survives_zero() -> None:
+    x = torch.randn(4, 8, generator=torch_generator(0, "rms")) * 1e6
+    torch.testing.assert_close(rms_norm(x, torch.ones(8)).square().mean(-1), torch.ones(4))
+    zero = torch.zeros(1, 8, requires_grad=True)
+    rms_norm(zero, torch.ones(8)).sum().backward()
+    assert zero.grad is not None
+    assert zero.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "softmax"])
+def test_attention_moves_with_the_order_of_voxels(kind: str) -> None:
+    block = Attention3D(16, 8, kind).double()
+    randomise(block)
+    x = torch.randn(2, 3, 5, 4, 16, generator=torch_generator(0, "x"), dtype=torch.float64)
+    flipped = x.flip(1).transpose(2, 3)
+    torch.testing.assert_close(block(flipped), block(x).flip(1).transpose(2, 3))
+
+
+def test_softmax_kind_is_scaled_dot_product_attention() -> None:
+    block = Attention3D(8, 4, "softmax").double()
+    randomise(block)
+    x = torch.randn(1, 2, 3, 1, 8, generator=torch_generator(0, "x"), dtype=torch.float64)
+    q, k, v = block.qkv(block.norm(x)).view(6, 3, 2, 4).permute(1, 2, 0, 3)
+    q, k = rms_norm(q, block.q_gain), rms_norm(k, block.k_gain)
+    mixed = ((q @ k.mT) / math.sqrt(4)).softmax(-1) @ v
+    expected = x + block.out(mixed.transpose(0, 1).reshape(1, 2, 3, 1, 8))
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_linear_kind_is_the_twin_in_its_block() -> None:
+    block = Attention3D(8, 4, "linear").double()
+    randomise(block)
+    x = torch.randn(1, 3, 3, 3, 8, generator=torch_generator(0, "x"), dtype=torch.float64)
+    q, k, v = block.qkv(block.norm(x)).view(1, 27, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    q, k = (rms_norm(q, block.q_gain).relu(), rms_norm(k, block.k_gain).relu())
+    expected = x + block.out(quadratic_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+    torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-9)
+
+
+def test_none_passes_the_volume_on() -> None:
+    block = Attention3D(8, 8, "none")
+    x = torch.randn(1, 2, 2, 2, 8, generator=torch_generator(0, "x"))
+    assert block(x) is x
+    assert not list(block.parameters())
+
+
+def test_a_fresh_block_is_the_identity() -> None:
+    x = torch.randn(1, 2, 3, 2, 8, generator=torch_generator(0, "x"))
+    torch.testing.assert_close(Attention3D(8, 8, "linear")(x), x)
+
+
+def test_64_cubed_voxels_in_bfloat16_stay_finite() -> None:
+    block = Attention3D(8, 8, "linear")
+    randomise(block)
+    x = (1e4 * torch.randn(1, 64, 64, 64, 8, generator=torch_generator(0, "x"))).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block(x)
+    (gradient,) = torch.autograd.grad(out.float().mean(), x)
+    assert out.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(("channels", "heads", "kind"), [(8, 3, "linear"), (8, 8, "cosine")])
+def test_impossible_settings_are_refused(channels: int, heads: int, kind: str) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        Attention3D(channels, heads, kind)
