@@ -20,6 +20,9 @@ _HOME = {
 
 __all__ = ["__version__", *_HOME]
 
+# diffusers finds out how to load a part of a pipeline by looking for its own base class in the part's library.
+_HOME |= {"ModelMixin": "diffusers.models.modeling_utils"}
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:

@@ -158,4 +158,7 @@ def deidentify_scans(folder: Path, out: Path, key_file: Path | None, workers: in
     place = key_file or out.parent / f"{out.name}.key"
     key = SecretKey.load_or_create(place)
     report = deidentify_folder(folder, out, key, workers=workers, progress=screen.progress())
+    for reason, count in sorted(report.summary().items()):
+        screen.say(f"{reason}: {count}")
+    report.raise_if_refused()
     return {"out": str(out), "key": str(place), "key_fingerprint": key.fingerprint, **report.summary()}

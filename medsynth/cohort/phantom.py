@@ -8,6 +8,7 @@ sex shows in the thickness of the fat. Patient k is the same however many patien
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medsynth.cohort.phantom_anatomy import Rendered, draw_anatomy, render
+from medsynth import __version__
+from medsynth.cohort.phantom_anatomy import draw_anatomy
 from medsynth.cohort.phantom_dicom import Identity, Placement, draw_identity, write_series
+from medsynth.cohort.phantom_nodule import draw_diameters
+from medsynth.cohort.phantom_render import Rendered, render
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
 from medsynth.errors import DataError
 from medsynth.imaging.nifti import write_nifti
@@ -32,6 +36,7 @@ PHANTOM_CONDITIONS: dict[str, Condition] = {
 }
 """What a phantom cohort's table can be steered by."""
 
+RECIPE_FILE = "phantom.json"
 COLUMNS = ("patient", "image", "mask", "diagnosis", "diameter_mm", "sex")
 
 
@@ -51,14 +56,18 @@ class PhantomPatient:
 def phantom_patient(seed: int, number: int) -> PhantomPatient:
     """Patient `number` of the cohort that `seed` stands for.
 
-    Each run of four patients holds every pair of diagnosis and sex once, in an order of its own, so that small cohorts
-    are balanced too.
+    Each run of four patients holds every pair of diagnosis and sex once, in an order of its own, and its two diagnoses
+    share a typical diameter for each sex: small cohorts are balanced too, and size tells nothing by accident.
     """
     block, place = divmod(number, 4)
-    pair = int(numpy_generator(seed, "phantom", "block", block).permutation(4)[place])
+    shared = numpy_generator(seed, "phantom", "block", block)
+    pair = int(shared.permutation(4)[place])
     malignant, female = bool(pair & 1), bool(pair & 2)
+    typical_mm = float(draw_diameters(shared, 2)[int(female)])
     sex = "F" if female else "M"
-    anatomy = draw_anatomy(numpy_generator(seed, "phantom", number, "anatomy"), malignant=malignant, female=female)
+    anatomy = draw_anatomy(
+        numpy_generator(seed, "phantom", number, "anatomy"), malignant=malignant, female=female, typical_mm=typical_mm
+    )
     rendered = render(anatomy, numpy_generator(seed, "phantom", number, "texture"))
     generator = numpy_generator(seed, "phantom", number, "identity")
     identity = draw_identity(generator, number, sex)
@@ -78,14 +87,20 @@ def phantom_patient(seed: int, number: int) -> PhantomPatient:
 
 
 def write_phantom_cohort(folder: Path, patients: int, seed: int, progress: Progress | None = None) -> Path:
-    """Write a cohort of `patients` into the new or empty `folder` and return the path of its `cohort.csv`.
+    """Write a cohort of `patients` into `folder` and return the path of its `cohort.csv`.
 
-    The folder appears whole or not at all. Raises DataError where it already holds something.
+    The folder appears whole or not at all. Where it already holds this cohort, nothing is written; another phantom
+    cohort is replaced. Raises DataError where it holds anything else.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    recipe = json.dumps({"patients": patients, "seed": seed, "version": __version__})
+    found = _recipe(folder)
+    if found == recipe:
+        return folder / "cohort.csv"
+    if found is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"expected a new or empty folder for the phantom cohort, found {folder} in use; choose another")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     (partial / "masks").mkdir(parents=True)
     with (
         (partial / "cohort.csv").open("w", newline="", encoding="utf-8") as stream,
@@ -96,8 +111,18 @@ def write_phantom_cohort(folder: Path, patients: int, seed: int, progress: Progr
         for number in range(patients):
             table.writerow(_write_patient(partial, phantom_patient(seed, number), seed))
             advance(1)
+    (partial / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+    if found is not None:
+        folder.replace(old)
     partial.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return folder / "cohort.csv"
+
+
+def _recipe(folder: Path) -> str | None:
+    """What the phantom cohort in `folder` was made from; None where there is none."""
+    path = folder / RECIPE_FILE
+    return path.read_text(encoding="utf-8") if path.is_file() and (folder / "cohort.csv").is_file() else None
 
 
 def _write_patient(folder: Path, patient: PhantomPatient, seed: int) -> tuple[str | float, ...]:

@@ -53,10 +53,15 @@ class Nodule:
         radius = radius + np.exp(self.spike_sharpness * (directions @ self.spikes.T - 1)) @ self.spike_heights
         return np.maximum(radius, 0.35).astype(np.float32)
 
+    def surface_mm(self) -> Floats:
+        """Points of the surface, evenly spread in direction, from the centre: [m, 3]."""
+        directions = fibonacci_sphere(_DIRECTIONS)
+        return directions * (self.scale_mm * self.relief(directions))[:, None]
+
     @property
     def reach_mm(self) -> float:
         """No part of the nodule's body is farther than this from its centre."""
-        return float(self.scale_mm * self.relief(fibonacci_sphere(_DIRECTIONS)).max()) + 1.0
+        return float(np.linalg.norm(self.surface_mm(), axis=1).max()) + 1.0
 
 
 def fibonacci_sphere(count: int) -> Floats:
@@ -74,10 +79,15 @@ def unit_vectors(generator: np.random.Generator, count: int) -> Floats:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def draw_nodule(generator: np.random.Generator, *, malignant: bool) -> Nodule:
-    """A nodule of the given diagnosis."""
+def draw_diameters(generator: np.random.Generator, count: int) -> Floats:
+    """Typical diameters in mm: [count], mostly from 7 to 16."""
     low, high = DIAMETER_MM
-    diameter_mm = round(low + (high - low) * float(generator.beta(1.5, 1.9)), 1)
+    return (low + (high - low) * generator.beta(1.5, 1.9, count)).astype(np.float32)
+
+
+def draw_nodule(generator: np.random.Generator, *, malignant: bool, typical_mm: float) -> Nodule:
+    """A nodule of the given diagnosis, within a millimetre of `typical_mm`."""
+    diameter_mm = round(float(np.clip(typical_mm + generator.uniform(-1, 1), *DIAMETER_MM)), 1)
     suspicion = float(generator.standard_normal()) + (SEPARATION / 2 if malignant else -SEPARATION / 2)
 
     def trait(steepness: float) -> float:

@@ -78,9 +78,10 @@ def _spell(lines: Sequence[int], unit: str) -> str:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """` (nearest: ...)` where one of the options resembles `name` once case is ignored, else nothing."""
+    """` (nearest: ...)` where one of the options resembles or continues `name`, case ignored; else nothing."""
     by_fold = {option.casefold(): option for option in options}
-    close = difflib.get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.5)
+    continued = [option for option in by_fold if option.startswith(name.casefold())]
+    close = continued or difflib.get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.5)
     return f" (nearest: {by_fold[close[0]]})" if close else ""
 
 

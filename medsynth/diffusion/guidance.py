@@ -12,7 +12,7 @@ scale of their own stay as they were trained. For a model with one condition bot
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -53,27 +53,29 @@ def guided(denoiser: Denoiser, conditions: Mapping[str, Tensor], scales: Scales)
 
 def plan(conditions: Mapping[str, Tensor], scales: Scales) -> list[tuple[float, dict[str, Tensor]]]:
     """The variants of the conditions to evaluate and their weights, which sum to 1; those of weight 0 are left out."""
-    names = list(conditions)
-    given = dict(conditions)
-    if not isinstance(scales, Mapping):
-        scale = _checked("guidance", scales)
-        variants = [(scale, given), (1.0 - scale, drop(given, names))] if names else [(1.0, given)]
-    else:
-        variants = []
-        for name, value in scales.items():
-            if name not in conditions:
-                raise ConfigError(
-                    [
-                        f"guidance: expected one of the conditions {', '.join(names) or '(none)'}, found {name!r}"
-                        f"{nearest(name, names)}"
-                    ]
-                )
-            variants.append((1.0 - _checked(f"guidance.{name}", value), drop(given, [name])))
+    check_scales(conditions, scales)
+    names, given = list(conditions), dict(conditions)
+    if isinstance(scales, Mapping):
+        variants = [(1.0 - scale, drop(given, [name])) for name, scale in scales.items()]
         variants.insert(0, (1.0 - math.fsum(weight for weight, _ in variants), given))
+    elif names:
+        variants = [(float(scales), given), (1.0 - scales, drop(given, names))]
+    else:
+        variants = [(1.0, given)]
     return [(weight, variant) for weight, variant in variants if weight != 0]
 
 
-def _checked(key: str, scale: float) -> float:
-    if not math.isfinite(scale) or scale < 0:
-        raise ConfigError([f"{key}: expected a number that is 0 or larger, found {scale}"])
-    return float(scale)
+def check_scales(names: Iterable[str], scales: Scales) -> None:
+    """Raise ConfigError for a scale of a condition that is not in `names`, or that is negative or not finite."""
+    known = list(names)
+    mistakes = []
+    for name, scale in scales.items() if isinstance(scales, Mapping) else [("", scales)]:
+        if name and name not in known:
+            mistakes.append(
+                f"guidance: expected one of the conditions {', '.join(known) or '(none)'}, found {name!r}"
+                f"{nearest(name, known)}"
+            )
+        elif not math.isfinite(scale) or scale < 0:
+            mistakes.append(f"guidance{name and '.'}{name}: expected a number that is 0 or larger, found {scale}")
+    if mistakes:
+        raise ConfigError(mistakes)

@@ -28,6 +28,7 @@ FORMAT = "medsynth-model"
 FORMAT_VERSION = 1
 CHECKSUMS = "checksums.json"
 COMPONENTS = {"autoencoder": ("medsynth", "KLAutoencoder"), "denoiser": ("medsynth", "LatentUNet")}
+"""Library and class of each network, as diffusers' loader looks them up: public names, whatever module they live in."""
 PARTS = ("objective", "conditions", "intensity", "geometry")
 """What the pipeline needs besides its networks, a JSON file each."""
 REQUIRED = (
@@ -83,7 +84,7 @@ def verify_model(folder: Path | str) -> None:
         )
     listed = _read_checksums(folder)
     found = _files(folder)
-    missing = sorted({*REQUIRED, *listed} - found)
+    missing = sorted({*REQUIRED, *listed} - (found & listed.keys()))
     if missing:
         raise ModelFolderError(f"the model folder lacks {', '.join(missing[:3])}{_more(missing)}; {_AGAIN}")
     extra = sorted(found - set(listed))

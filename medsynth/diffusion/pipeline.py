@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
-from medsynth.diffusion.guidance import Scales, guided
+from medsynth.diffusion.guidance import Scales, check_scales, guided
 from medsynth.diffusion.model_folder import PARTS, read_json, save_model, verify_model
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.samplers import evaluations_used, sample
@@ -57,7 +57,7 @@ class _Order:
     rows: list[Mapping[str, Value]]
     seeds: list[int]
     masks: Tensor | None
-    encoded: dict[str, Tensor] = field(default_factory=dict)
+    encoded: dict[str, Tensor]
 
 
 class LatentVolumePipeline(DiffusionPipeline):
@@ -160,9 +160,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         size = 1 if device.type == "cpu" else batch_size
         if batch_size < 1:
             raise ConfigError([f"batch_size: expected at least 1, found {batch_size}"])
-        if isinstance(guidance, Mapping):  # a mask that is declared and not given now has no effect at any scale
-            declared = self.condition_declaration
-            guidance = {k: v for k, v in guidance.items() if k in order.encoded or k not in declared}
+        check_scales(self.condition_declaration, guidance)
         latents = []
         with (progress or Silent()).task("generating", len(order.rows) * used) as advance:
             for start in range(0, len(order.rows), size):
@@ -187,6 +185,11 @@ class LatentVolumePipeline(DiffusionPipeline):
         seeds = [order.seeds[i] for i in chosen]
         noise = torch.stack([torch.randn(shape, generator=torch_generator(seed, "volume", "noise")) for seed in seeds])
         given = {name: values[chosen].to(device) for name, values in order.encoded.items()}
+        mask = mask_name(self.condition_declaration)
+        if mask in given and bool((given[mask] == NULL_LABEL).all()):
+            del given[mask]  # so that a volume without a mask is computed alike whoever else in the call has one
+        if isinstance(guidance, Mapping):
+            guidance = {name: scale for name, scale in guidance.items() if name in given}
         denoise = guided(Denoiser(self.denoiser, objective), given, guidance)
 
         def counted(x: Tensor, angle: Tensor) -> Tensor:
@@ -247,14 +250,8 @@ class LatentVolumePipeline(DiffusionPipeline):
         numbers["masks"] = None if masks is None or len(masks) == 1 else len(masks)
         given = {name: number for name, number in numbers.items() if number is not None}
         if len(set(given.values())) > 1:
-            told = ", ".join(f"{number} {name}" for name, number in given.items())
-            raise ConfigError(
-                [
-                    f"expected as many conditions, masks and seeds as volumes, found {told}".replace(
-                        " count", " as count"
-                    )
-                ]
-            )
+            told = ", ".join(f"{name} {number}" for name, number in given.items())
+            raise ConfigError([f"expected as many conditions, masks and seeds as volumes, found {told}"])
         total = next(iter(given.values()), 1)
         if total < 1:
             raise ConfigError([f"count: expected at least 1 volume, found {total}"])
@@ -273,7 +270,7 @@ class LatentVolumePipeline(DiffusionPipeline):
                 f"expected integer masks [N, {', '.join(map(str, expected))}], found {masks.dtype} {list(masks.shape)}; "
                 "prepare them on the model's grid"
             )
-        return masks.as_tensor() if isinstance(masks, Scan) else masks
+        return masks.as_subclass(Tensor)
 
     def _check_parts(self) -> None:
         autoencoder, denoiser = self.autoencoder.config, self.denoiser.config

@@ -14,10 +14,13 @@ Evaluations used, when `n` are allowed:
     ddpm, ddim, euler, dpm_solver, dpm_solver++, unipc, flow_euler    n
     pndm (linear multistep, started by one repeated step)             n; 1 where n is 2
     heun, flow_heun (two per step, one in the last)                   n if odd, else n - 1
+
+Below about 10 evaluations pndm, and below 15 heun, overshoot: their higher order needs levels that lie close together.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -148,13 +151,15 @@ def _heun(levels: int) -> Any:
 
 def _dpm_solver(levels: int) -> Any:
     # "linspace" over one level more than there are steps: walks every level and ends at the lowest.
-    return DPMSolverMultistepScheduler(
-        num_train_timesteps=levels,
-        algorithm_type="dpmsolver",
-        final_sigmas_type="sigma_min",
-        prediction_type="epsilon",
-        timestep_spacing="linspace",
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*algorithm_type dpmsolver is deprecated", category=FutureWarning)
+        return DPMSolverMultistepScheduler(
+            num_train_timesteps=levels,
+            algorithm_type="dpmsolver",
+            final_sigmas_type="sigma_min",
+            prediction_type="epsilon",
+            timestep_spacing="linspace",
+        )
 
 
 def _dpm_solver_pp(levels: int) -> Any:

@@ -96,16 +96,15 @@ def drive(scheduler: Any, denoise: Denoise, noise: Tensor, generators: Sequence[
         cos, sin = math.cos(angle), math.sin(angle)
         x = sample * (cos + sin) if flow else scheduler.scale_model_input(sample, timestep)
         clean = denoise(x, torch.full((len(x),), angle, dtype=torch.float32, device=x.device))
-        if flow:
-            answer = (x - (cos + sin) * clean) / sin
-        else:
-            answer = _answer(scheduler.config.prediction_type, x, clean, cos, sin)
+        answer = _answer("flow" if flow else scheduler.config.prediction_type, x, clean, cos, sin)
         sample = scheduler.step(answer, timestep, sample, return_dict=False, **extra)[0]
     return sample / math.cos(walk.end) if walk.convention is Convention.PRESERVING else sample
 
 
 def _answer(prediction_type: str, x: Tensor, clean: Tensor, cos: float, sin: float) -> Tensor:
     match prediction_type:
+        case "flow":
+            return (x - (cos + sin) * clean) / sin
         case "sample":
             return clean
         case "epsilon":

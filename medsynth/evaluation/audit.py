@@ -169,18 +169,13 @@ class _Audit:
     def privacy(self, features: Features, planted: LabelledVolumes) -> Privacy:
         seed = derive(self.seed, "privacy")
         sets = {"train": self.train, "held out": self.held_out, "synthetic": self.synthetic, "planted": planted}
-        correlation = {name: privacy.correlation_vectors(volumes.voxels) for name, volumes in sets.items()}
-        spaces = {**privacy.standardised(features), privacy.CORRELATION: correlation}
+        views = {space: privacy.View.of_features(raw) for space, raw in features.items()}
+        views[privacy.CORRELATION] = privacy.View.of_volumes(sets)
         patients = self.train.patients + self.held_out.patients
         found = []
-        with self.progress.task("Nearest neighbours", len(spaces)) as advance:
-            for space, of in spaces.items():
-                pool = privacy.Pool(of["train"], of["held out"], patients)
-                found.append(
-                    privacy.audit_space(
-                        space, pool, of["synthetic"], of["planted"], self.resampling, seed=derive(seed, space)
-                    )
-                )
+        with self.progress.task("Nearest neighbours", len(views)) as advance:
+            for space, view in views.items():
+                found.append(privacy.audit_space(space, view, patients, self.resampling, seed=derive(seed, space)))
                 advance(1)
         return Privacy(
             training=len(self.train),

@@ -79,36 +79,57 @@ def _mean_of_pairs(kernel: Floats, weights: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Manifold:
-    """What each scan contributes to precision, recall, density and coverage; every figure is the mean of its array.
+    """Who lies in whose neighbourhood, for M judged and N reference scans and k neighbours.
 
-    precision, density: per judged scan [M].  recall, coverage: per reference scan [N].
+    in_reference: bool [M, N], the judged scan lies in the reference scan's ball.  in_judged: bool [M, N], the reference
+    scan lies in the judged scan's ball. A ball reaches to the k-th nearest other scan of its own set.
     """
 
+    in_reference: NDArray[np.bool_]
+    in_judged: NDArray[np.bool_]
+    neighbours: int
+
+    @classmethod
+    def of(cls, reference: Floats, judged: Floats, neighbours: int = NEIGHBOURS) -> Manifold:
+        """`neighbours` shrinks to what the smaller sample has."""
+        k = max(1, min(neighbours, len(reference) - 1, len(judged) - 1))
+        apart = pairwise(judged, reference)
+        return cls(apart <= ball_radius(reference, k)[None], apart <= ball_radius(judged, k)[:, None], k)
+
+    def shares(self, weights_reference: Floats | None = None, weights_judged: Floats | None = None) -> Shares:
+        """Precision and recall (Kynkaanniemi 2019, eq. 1-3), density and coverage (Naeem 2020, eq. 4-5), each [B].
+
+        Under weights, balls stay as they are and only drawn scans have one or lie in one: a scan drawn twice would
+        otherwise be its own neighbour at distance zero.
+        """
+        judged_count, reference_count = self.in_reference.shape
+        drawn = np.ones((1, reference_count)) if weights_reference is None else weights_reference
+        asked = np.ones((1, judged_count)) if weights_judged is None else weights_judged
+        inside, holding = self.in_reference.astype(np.float64), self.in_judged.astype(np.float64)
+        balls_around = drawn @ inside.T  # [B, M]: drawn reference balls around each judged scan
+        judged_inside = asked @ inside  # [B, N]: drawn judged scans in each reference ball
+        judged_around = asked @ holding  # [B, N]: drawn judged balls around each reference scan
+        whole_asked, whole_drawn = asked.sum(1), drawn.sum(1)
+        # In a drawn sample of reference scans, `whole_drawn` balls of k scans each stand for all N.
+        return Shares(
+            precision=(asked * (balls_around > 0)).sum(1) / whole_asked,
+            recall=(drawn * (judged_around > 0)).sum(1) / whole_drawn,
+            density=(asked * balls_around).sum(1) / whole_asked / self.neighbours * (reference_count / whole_drawn),
+            coverage=(drawn * (judged_inside > 0)).sum(1) / whole_drawn,
+        )
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Precision, recall, density and coverage per resample [B]."""
+
     precision: Floats
-    density: Floats
     recall: Floats
+    density: Floats
     coverage: Floats
 
 
-def manifold(reference: Floats, judged: Floats, neighbours: int = NEIGHBOURS) -> Manifold:
-    """Precision and recall (Kynkaanniemi 2019, eq. 1-3), density and coverage (Naeem 2020, eq. 4-5), k neighbours.
-
-    `neighbours` shrinks to what the smaller sample has.
-    """
-    k = max(1, min(neighbours, len(reference) - 1, len(judged) - 1))
-    own_radius = _radius(reference, k)
-    judged_radius = _radius(judged, k)
-    apart = pairwise(judged, reference)  # [M, N]
-    inside = apart <= own_radius[None]
-    return Manifold(
-        precision=np.asarray(inside.any(1), dtype=np.float64),
-        density=inside.sum(1) / k,
-        recall=np.asarray((apart <= judged_radius[:, None]).any(0), dtype=np.float64),
-        coverage=np.asarray(apart.min(0) <= own_radius, dtype=np.float64),
-    )
-
-
-def _radius(points: Floats, k: int) -> Floats:
+def ball_radius(points: Floats, k: int) -> Floats:
     """Distance to the k-th nearest other point."""
     distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors()
     return np.asarray(distances[:, -1])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsynth.evaluation import statistics
-from medsynth.evaluation.distances import KernelDistance, Manifold, frechet, gaussian_fit, manifold
+from medsynth.evaluation.distances import KernelDistance, Manifold, ball_radius, frechet, gaussian_fit, pairwise
 from medsynth.evaluation.evidence import Estimate, Metric, SpaceFidelity
 from medsynth.evaluation.features import Frame
 from medsynth.evaluation.statistics import Resampling
@@ -29,6 +29,7 @@ BETTER: dict[str, Literal["lower", "higher"]] = {
     "density": "higher",
     "coverage": "higher",
 }
+SHARES = ("precision", "recall", "density", "coverage")
 SUBSAMPLES = 20
 """Random subsamples over which a figure is averaged where one of the two sets has more scans than are compared."""
 PAIRS = 200
@@ -84,14 +85,11 @@ def compare_spaces(
 def point_figures(frame: Frame, reference: Floats, judged: Floats) -> dict[str, float]:
     """All figures of `judged` against `reference` (both standardised, [M, D] and [N, D]) without intervals."""
     distance = frechet(*gaussian_fit(frame.reduce(reference)), *gaussian_fit(frame.reduce(judged)))
-    shares = manifold(reference, judged)
+    shares = Manifold.of(frame.reduce(reference), frame.reduce(judged)).shares()
     return {
         "frechet": float(distance[0]),
         "kid": float(KernelDistance.of(reference, judged).value()[0]),
-        "precision": float(shares.precision.mean()),
-        "recall": float(shares.recall.mean()),
-        "density": float(shares.density.mean()),
-        "coverage": float(shares.coverage.mean()),
+        **{name: float(getattr(shares, name)[0]) for name in SHARES},
     }
 
 
@@ -100,53 +98,42 @@ def _figures(frame: Frame, reference: Floats, judged: Floats, plan: Plan, name: 
     drawn_reference = statistics.scan_weights(len(reference), len(reference), plan.resampling.resamples, generator)
     drawn_judged = statistics.scan_weights(len(judged), plan.compared, plan.resampling.resamples, generator)
     subsamples = plan.subsamples(len(judged), name)
+    confidence = plan.resampling.confidence
 
     flat_reference, flat_judged = frame.reduce(reference), frame.reduce(judged)
     fit = gaussian_fit(flat_reference)
     distances = [frechet(*fit, *gaussian_fit(flat_judged[chosen]))[0] for chosen in subsamples]
     draws = frechet(*gaussian_fit(flat_reference, drawn_reference), *gaussian_fit(flat_judged, drawn_judged))
-    out = {
-        "frechet": statistics.recentred_estimate(
-            float(np.mean(distances)), draws, plan.resampling.confidence, floor=0.0
-        )
-    }
+    out = {"frechet": statistics.recentred_estimate(float(np.mean(distances)), draws, confidence, floor=0.0)}
 
     # KID has no bias that a sample size could change, so all judged scans may speak for its value.
     kernels = KernelDistance.of(reference, judged)
     kid_draws = kernels.value(drawn_reference, drawn_judged)
-    out["kid"] = statistics.recentred_estimate(float(kernels.value()[0]), kid_draws, plan.resampling.confidence)
+    out["kid"] = statistics.recentred_estimate(float(kernels.value()[0]), kid_draws, confidence)
 
-    shares = _mean_manifold(reference, judged, subsamples)
-    for metric, each, drawn in (
-        ("precision", shares.precision, drawn_judged),
-        ("recall", shares.recall, drawn_reference),
-        ("density", shares.density, drawn_judged),
-        ("coverage", shares.coverage, drawn_reference),
-    ):
-        # Neighbourhoods are kept as they are: a resample's repeated scans would be neighbours at distance zero.
-        means = drawn @ each / drawn.sum(1)
-        out[metric] = statistics.percentile_estimate(float(each.mean()), means, plan.resampling.confidence)
+    shares = [Manifold.of(flat_reference, flat_judged[chosen]).shares() for chosen in subsamples]
+    # Balls around judged scans get their size from as many scans as are compared.
+    drawn_shares = _at_compared_size(flat_reference, flat_judged, subsamples).shares(drawn_reference, drawn_judged)
+    for metric in SHARES:
+        value = float(np.mean([getattr(one, metric)[0] for one in shares]))
+        ceiling = np.inf if metric == "density" else 1.0
+        spread = getattr(drawn_shares, metric)
+        out[metric] = statistics.recentred_estimate(value, spread, confidence, floor=0.0, ceiling=ceiling)
     return out
 
 
-def _mean_manifold(reference: Floats, judged: Floats, subsamples: list[NDArray[np.int64]]) -> Manifold:
-    """Each scan's mean contribution over the subsamples it takes part in."""
-    seen = np.zeros(len(judged))
-    precision, density = np.zeros(len(judged)), np.zeros(len(judged))
-    recall, coverage = np.zeros(len(reference)), np.zeros(len(reference))
+def _at_compared_size(reference: Floats, judged: Floats, subsamples: list[NDArray[np.int64]]) -> Manifold:
+    """The manifold of all judged scans, each ball as large as it is on average among as many scans as are compared."""
+    whole = Manifold.of(reference, judged[subsamples[0]])
+    total, seen = np.zeros(len(judged)), np.zeros(len(judged))
     for chosen in subsamples:
-        one = manifold(reference, judged[chosen])
+        total[chosen] += ball_radius(judged[chosen], whole.neighbours)
         seen[chosen] += 1
-        precision[chosen] += one.precision
-        density[chosen] += one.density
-        recall += one.recall / len(subsamples)
-        coverage += one.coverage / len(subsamples)
-    # A scan that no subsample took stands for the mean, so that it moves neither value nor interval.
-    missed = seen == 0
-    divisor = np.maximum(seen, 1)
-    precision, density = precision / divisor, density / divisor
-    precision[missed], density[missed] = precision[~missed].mean(), density[~missed].mean()
-    return Manifold(precision, density, recall, coverage)
+    typical = total.sum() / seen.sum()
+    radius = np.where(seen > 0, total / np.maximum(seen, 1), typical)
+    apart = pairwise(judged, reference)
+    own = ball_radius(reference, whole.neighbours)
+    return Manifold(apart <= own[None], apart <= radius[:, None], whole.neighbours)
 
 
 def diversity(synthetic: Tensor, training: Tensor, plan: Plan, device: torch.device, advance: Advance) -> Metric:

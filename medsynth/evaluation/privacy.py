@@ -67,12 +67,39 @@ def nearest(training: Floats, judged: Floats) -> Neighbours:
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Features [N, D] of real scans; `patients` of the training scans, then of the held-out ones."""
+class View:
+    """One space: features [N, D] of each set, and the same for the attacker who tries to tell members.
+
+    The audit's frame is fitted on training scans. That frame fits them better than others, which would tilt the
+    comparison of training with held-out scans; the attacker's is fitted on the synthetic scans, all that he has.
+    """
 
     training: Floats
     held_out: Floats
-    patients: tuple[str, ...]
+    synthetic: Floats
+    planted: Floats
+    attacker_training: Floats
+    attacker_held_out: Floats
+    attacker_synthetic: Floats
+
+    @classmethod
+    def of_features(cls, raw: dict[str, Floats]) -> View:
+        """From raw features of "train", "held out", "synthetic" and "planted": standardised, without a PCA.
+
+        Copies differ from their originals in few ways and from all others in many, so every feature helps to tell.
+        """
+        audit, attacker = Frame.fit(raw["train"]), Frame.fit(raw["synthetic"])
+        return cls(
+            *(audit.standardise(raw[name]) for name in ("train", "held out", "synthetic", "planted")),
+            *(attacker.standardise(raw[name]) for name in ("train", "held out", "synthetic")),
+        )
+
+    @classmethod
+    def of_volumes(cls, sets: dict[str, LabelledVolumes]) -> View:
+        """From the same sets' voxels, for the image correlation, which has no frame."""
+        vectors = {name: correlation_vectors(volumes.voxels) for name, volumes in sets.items()}
+        real = vectors["train"], vectors["held out"]
+        return cls(*real, vectors["synthetic"], vectors["planted"], *real, vectors["synthetic"])
 
 
 def calibrate(held_out: Floats) -> tuple[float, float]:
@@ -86,24 +113,25 @@ def calibrate(held_out: Floats) -> tuple[float, float]:
 
 
 def audit_space(
-    space: str, pool: Pool, synthetic: Floats, planted: Floats, resampling: Resampling, *, seed: int
+    space: str, view: View, patients: tuple[str, ...], resampling: Resampling, *, seed: int
 ) -> tuple[NeighbourAudit, Neighbours]:
-    """Nearest-neighbour audit of `synthetic` [N, D] in one space.
-
-    planted: features of disturbed copies of training scans, to show that the audit sees such copies.
-    """
-    near, control = nearest(pool.training, synthetic), nearest(pool.training, pool.held_out)
+    """Nearest-neighbour audit in one space. `patients`: of the training scans, then of the held-out ones."""
+    near, control = nearest(view.training, view.synthetic), nearest(view.training, view.held_out)
     threshold, nominal = calibrate(control.distance)
     relative, _ = calibrate(control.ratio)
-    copies = nearest(pool.training, planted)
+    copies = nearest(view.training, view.planted)
     audit = NeighbourAudit(
         space=space,
         nominal=nominal,
         threshold=threshold,
-        closer=statistics.share_estimate(int((near.distance < threshold).sum()), len(synthetic), resampling.confidence),
+        closer=statistics.share_estimate(
+            int((near.distance < threshold).sum()), len(near.index), resampling.confidence
+        ),
         relative_threshold=relative,
-        stands_out=statistics.share_estimate(int((near.ratio < relative).sum()), len(synthetic), resampling.confidence),
-        membership=_membership(pool, synthetic, resampling, seed),
+        stands_out=statistics.share_estimate(
+            int((near.ratio < relative).sum()), len(near.index), resampling.confidence
+        ),
+        membership=_membership(view, patients, resampling, seed),
         planted_found=float((copies.distance < threshold).mean()),
         distances=tuple(near.distance.tolist()),
         ratios=tuple(near.ratio.tolist()),
@@ -113,17 +141,17 @@ def audit_space(
     return audit, near
 
 
-def _membership(pool: Pool, synthetic: Floats, resampling: Resampling, seed: int) -> Estimate:
+def _membership(view: View, patients: tuple[str, ...], resampling: Resampling, seed: int) -> Estimate:
     """AUC of the attacker who holds only synthetic scans and calls the real scans nearest to them training scans.
 
     The attack of Chen 2020 (GAN-Leaks, full black box). 0.5 is a blind guess, 1 gives every training scan away.
     """
-    candidates = np.concatenate([pool.training, pool.held_out])
-    search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(synthetic)
+    candidates = np.concatenate([view.attacker_training, view.attacker_held_out])
+    search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(view.attacker_synthetic)
     scores = -search.kneighbors(candidates)[0][:, 0]
-    member = np.repeat([1, 0], [len(pool.training), len(pool.held_out)])
+    member = np.repeat([1, 0], [len(view.training), len(view.held_out)])
     generator = numpy_generator(seed, "membership")
-    weights = statistics.class_patient_weights(pool.patients, member, resampling.resamples, generator)
+    weights = statistics.class_patient_weights(patients, member, resampling.resamples, generator)
     value = statistics.weighted_auc(scores, member == 1, np.ones((1, len(member))))[0]
     draws = statistics.weighted_auc(scores, member == 1, weights)
     return statistics.percentile_estimate(float(value), draws, resampling.confidence)
@@ -155,15 +183,3 @@ def closest_pairs(
             )
         )
     return tuple(pairs)
-
-
-def standardised(features: dict[str, dict[str, Floats]]) -> dict[str, dict[str, Floats]]:
-    """Raw features per space and set in the frame of the training set, reduced to its main axes.
-
-    Distances are taken after the PCA: among hundreds of correlated features they would all be alike.
-    """
-    out = {}
-    for space, sets in features.items():
-        frame = Frame.fit(sets["train"])
-        out[space] = {name: frame.reduce(frame.standardise(raw)) for name, raw in sets.items()}
-    return out

@@ -46,14 +46,17 @@ def percentile_estimate(value: float, draws: Floats, confidence: float) -> Estim
     return Estimate(float(value), low, high)
 
 
-def recentred_estimate(value: float, draws: Floats, confidence: float, floor: float = -np.inf) -> Estimate:
+def recentred_estimate(
+    value: float, draws: Floats, confidence: float, floor: float = -np.inf, ceiling: float = np.inf
+) -> Estimate:
     """`value` with the spread of `draws` laid around it.
 
     Resampling repeats scans, which pushes a distance between samples up by a bias of its own. Moving the draws' mean
-    back onto `value` removes that, so the interval speaks of what this sample size gives on average.
+    back onto `value` removes that, so the interval speaks of what this sample size gives on average. `floor` and
+    `ceiling` bound what is possible.
     """
     low, high = interval(draws - draws.mean() + value, confidence)
-    return Estimate(float(value), max(low, floor), max(high, floor))
+    return Estimate(float(value), min(max(low, floor), ceiling), min(max(high, floor), ceiling))
 
 
 def scan_weights(count: int, drawn: int, resamples: int, generator: np.random.Generator) -> Floats:

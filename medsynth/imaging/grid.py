@@ -76,45 +76,43 @@ def resample(scan: Scan, spacing: tuple[float, float, float], mode: Literal["lin
     for axis in sorted(range(3), key=lambda a: sizes[a] / scan.shape[1 + a]):
         if scales[axis] == 1.0:
             continue
-        index, weight = _taps(scan.shape[1 + axis], sizes[axis], starts[axis], scales[axis], mode)
-        voxels = _apply(voxels, axis + 1, index, weight)
+        position = np.clip(starts[axis] + scales[axis] * np.arange(sizes[axis]), 0.0, scan.shape[1 + axis] - 1.0)
+        if mode == "nearest":
+            voxels = voxels.index_select(axis + 1, torch.from_numpy(np.floor(position + 0.5).astype(np.int64)))
+        else:
+            weights = _weights(scan.shape[1 + axis], position, scales[axis])
+            voxels = _apply(voxels, axis + 1, torch.from_numpy(weights).to(torch.float32))
     return _on(scan, voxels, affine_of(scan) @ step)
 
 
-def _taps(n: int, m: int, start: float, scale: float, mode: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Which of `n` input samples make each of `m` output samples, and with what weight: two arrays [taps, m]."""
-    position = np.clip(start + scale * np.arange(m), 0.0, n - 1.0)
-    if mode == "nearest":
-        return np.floor(position + 0.5).astype(np.int64)[None], np.ones((1, m))
+def _weights(n: int, position: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    """What each of `n` samples adds to the value at each position [m] between 0 and n - 1: a matrix [n, m].
+
+    Smoothing and interpolation in one: the Gaussian at the voxels below and above a position, blended.
+    """
     below = np.minimum(np.floor(position).astype(np.int64), max(n - 2, 0))
     fraction = position - below
     sigma = math.sqrt(max(scale**2 - 1.0, 0.0)) / FWHM
     radius = math.ceil(TRUNCATE * sigma)
     offsets = np.arange(-radius, radius + 1)
-    kernel: NDArray = np.exp(-0.5 * (offsets / sigma) ** 2) if radius else np.ones(1)
-    kernel /= kernel.sum()
-    # Smoothing at `below` and `below + 1`, blended: one kernel per output sample, one tap longer than the Gaussian.
-    weight = np.zeros((len(kernel) + 1, m))
-    weight[:-1] += kernel[:, None] * (1 - fraction)
-    weight[1:] += kernel[:, None] * fraction
-    index = below + np.arange(-radius, radius + 2)[:, None]
-    return np.clip(index, 0, n - 1), weight
+    bell = np.exp(-0.5 * (offsets / sigma) ** 2) if radius else np.ones(1)
+    kernel = bell / bell.sum()
+    taps = np.zeros((len(kernel) + 1, len(position)))
+    taps[:-1] += kernel[:, None] * (1 - fraction)
+    taps[1:] += kernel[:, None] * fraction
+    sample = np.clip(below + np.arange(-radius, radius + 2)[:, None], 0, n - 1)
+    weights = np.zeros((n, len(position)))
+    np.add.at(weights, (sample, np.broadcast_to(np.arange(len(position)), sample.shape)), taps)
+    return weights
 
 
-def _apply(voxels: torch.Tensor, axis: int, index: NDArray[np.int64], weight: NDArray[np.float64]) -> torch.Tensor:
-    """Weighted sum of shifted copies along one axis; one tap of weight 1 only picks."""
-    picks = torch.from_numpy(index)
-    if len(index) == 1:
-        return voxels.index_select(axis, picks[0])
-    shape = [1] * voxels.ndim
-    shape[axis] = -1
-    weights = torch.from_numpy(weight).to(voxels.dtype)
-    result: torch.Tensor | None = None
-    for pick, share in zip(picks, weights, strict=True):
-        part = voxels.index_select(axis, pick).mul_(share.view(shape))
-        result = part if result is None else result.add_(part)
-    assert result is not None
-    return result
+def _apply(voxels: torch.Tensor, axis: int, weights: torch.Tensor) -> torch.Tensor:
+    """`weights` [n, m] along one axis of n voxels. A dense product: on 300 voxels an order faster than gathering taps."""
+    shape = list(voxels.shape)
+    n, m = weights.shape
+    after = math.prod(shape[axis + 1 :])
+    result = voxels.reshape(-1, n) @ weights if after == 1 else weights.T @ voxels.reshape(-1, n, after)
+    return result.reshape(*shape[:axis], m, *shape[axis + 1 :])
 
 
 def crop_or_pad(
@@ -133,6 +131,7 @@ def crop_or_pad(
     """
     affine = affine_of(scan)
     sizes = tuple(scan.shape[1:])
+    centre: NDArray
     if centre_mm is None:
         centre = (np.array(sizes) - 1) / 2
     else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsynth.errors import DataError, UnreadableError
+from medsynth.errors import DataError, RefusedError, UnreadableError
 from medsynth.imaging.dicom import Found, Series, find_series
 from medsynth.imaging.nifti import is_nifti, nifti_affine, open_nifti
 from medsynth.imaging.scan import column_lengths
@@ -74,7 +74,7 @@ def _series_row(series: Series, found: Found, patient: str) -> IndexRow:
     try:
         stack = series.stack()
         shape, spacing = stack.shape, tuple(float(length) for length in column_lengths(stack.affine))
-    except DataError as error:
+    except (DataError, RefusedError) as error:
         reason = str(error)
     return IndexRow(
         patient=patient,

@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.nifti1 import Nifti1Image
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -69,7 +71,8 @@ def open_nifti(path: Path) -> Any:
     if not path.is_file():
         raise UnreadableError(f"expected a NIfTI file, found nothing at {path}; check the path")
     try:
-        image = nib.load(path)
+        with LoggingOutputSuppressor():  # nibabel reports what it repairs in a header; `_raw_voxel_size` judges that
+            image = nib.load(path)
     except HEADER_ERRORS as error:
         raise UnreadableError(f"{path.name}: not a NIfTI file, or cut short; copy or export the file again") from error
     if not isinstance(image, Nifti1Image):
@@ -97,8 +100,8 @@ def nifti_affine(image: Any) -> NDArray[np.float64]:
         raise GeometryError(
             "the NIfTI header has neither sform nor qform, so left and right are unknown; convert it from DICOM again"
         )
-    pixdim = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-    if not np.isfinite(pixdim).all() or (pixdim <= 0).any():
+    pixdim = _raw_voxel_size(image)
+    if not np.isfinite(pixdim).all() or (pixdim == 0).any():
         raise GeometryError(f"expected positive voxel sizes, found {describe_mm(pixdim)}; set pixdim in the header")
     spacing = column_lengths(image.affine)
     if (np.abs(spacing - pixdim) > SPACING_AGREEMENT * pixdim).any():
@@ -108,6 +111,13 @@ def nifti_affine(image: Any) -> NDArray[np.float64]:
         )
     scale = MILLIMETRES[header.get_xyzt_units()[0]]
     return check_affine(np.diag([scale, scale, scale, 1.0]) @ image.affine)
+
+
+def _raw_voxel_size(image: Any) -> NDArray[np.float64]:
+    """The file's own pixdim, unsigned: nibabel has already put 1 in the place of every 0."""
+    with ImageOpener(image.get_filename()) as file:
+        raw = type(image.header).from_fileobj(file, check=False)
+    return np.abs(np.asarray(raw["pixdim"][1:4], dtype=np.float64))
 
 
 def _plain_voxels(raw: NDArray, name: str) -> NDArray:

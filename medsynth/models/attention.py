@@ -25,9 +25,9 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     zero, and gradients stay finite: the denominator, a mean over keys, is at least `EPS`. All sums run in float32 or
     wider, whatever autocast says, and over `k / M`, so that they do not grow with the number of tokens.
 
-    Rounding q, k and v to a format of unit roundoff u (2^-8 for bfloat16) moves an output by at most 6 u max|v| to first
-    order: a weight is a sum of positive products, each off by a factor within 1 +- 2u, so a normalised weight is within
-    1 +- 4u, and the rounding of the values and of the output adds u each.
+    Rounding q, k and v to a format of unit roundoff u (2^-8 for bfloat16) moves an output by at most 6 u max|v|, to
+    first order: a weight is a sum of positive products, each off by a factor within 1 +- 2u, so a normalised weight is
+    within 1 +- 4u of itself, and rounding the values and the output adds u each.
     """
     with torch.autocast(v.device.type, enabled=False):
         dtype = torch.promote_types(v.dtype, torch.float32)

@@ -107,8 +107,8 @@ class KLAutoencoder(ModelMixin, ConfigMixin):
         """
         if not bool((scale > 0).all() and scale.isfinite().all() and shift.isfinite().all()):
             raise DataError(
-                "latent statistics: expected finite shifts and positive scales, found a channel that is constant or not "
-                "finite; train the autoencoder again"
+                "latent statistics: expected finite shifts and positive scales, found a channel that is constant or "
+                "not finite; train the autoencoder again"
             )
         self.latent_shift.copy_(shift)
         self.latent_scale.copy_(scale)

@@ -128,13 +128,13 @@ def random_drop(
 
 
 class ConditionEncoder(nn.Module):
-    """Conditions to one vector per sample and, where there is a mask, a field of features on the latent grid.
+    """Conditions to a vector per sample and, where there is a mask, a field of features on the latent grid.
 
-    The vector is a sum: an embedding row per category (the last row is the null), and for each number an MLP of Fourier
-    features of the value scaled to [-1, 1] by its range, or a learned null vector. The mask is compared with every
-    label voxel by voxel, folded by `downsampling` so that no voxel is lost, mixed per latent voxel and then convolved;
-    a null mask becomes a learned constant field. No flag says that a mask is there: only its content reaches the
-    network, and the vector never knows of it.
+    What they add to the vector is a sum: an embedding row per category (the last row is the null), and for each number
+    an MLP of Fourier features of the value scaled to [-1, 1] by its range, or a learned null vector. The mask is
+    compared with every label voxel by voxel, folded by `downsampling` so that no voxel is lost, mixed per latent voxel
+    and then convolved; a null mask becomes a learned constant field. No flag says that a mask is there: only its
+    content reaches the network, and the vector never knows of it.
     """
 
     def __init__(self, declaration: Declaration, width: int, downsampling: int, mask_channels: int) -> None:
@@ -164,16 +164,14 @@ class ConditionEncoder(nn.Module):
             self.mask_null = nn.Parameter(torch.randn(mask_channels) * INITIAL_STD)
 
     def forward(
-        self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int]
+        self, vector: Tensor, conditions: Mapping[str, Tensor], grid: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
-        """Vector [B, width], and mask features [B, x, y, z, mask_channels] on the latent `grid` (None without a mask).
+        """`vector` [B, width] with what the conditions add to it, and the mask's features [B, x, y, z, mask_channels].
 
-        A declared condition that `conditions` lacks is null for every sample.
+        `grid` is the latent one; the features are None where no mask is declared. A declared condition that
+        `conditions` lacks is null for every sample.
         """
-        reference = next(self.parameters(), None)
-        device = None if reference is None else reference.device
-        dtype = None if reference is None else reference.dtype
-        vector = torch.zeros(batch, self.width, device=device, dtype=dtype)
+        batch, device = vector.shape[0], vector.device
         for name, embedding in self.categories.items():
             rows = len(self.declaration[name]["values"]) + 1
             index = conditions.get(name)
@@ -187,9 +185,10 @@ class ConditionEncoder(nn.Module):
             value = value.to(device)
             absent = value.isnan()
             low, high = self.declaration[name]["range"]
-            scaled = torch.where(absent, 0.0, (value - low) * (2 / (high - low)) - 1)[:, None]
-            features = torch.cat([scaled, fourier_features(scaled[:, 0] * (math.pi / 2), NUMBER_FREQUENCIES)], 1)
-            vector = vector + torch.where(absent[:, None], self.number_nulls[name], mlp(features.to(vector.dtype)))
+            scaled = torch.where(absent, 0.0, (value - low) * (2 / (high - low)) - 1)
+            features = torch.cat([scaled[:, None], fourier_features(scaled * (math.pi / 2), NUMBER_FREQUENCIES)], 1)
+            null = self.number_nulls[name]
+            vector = vector + torch.where(absent[:, None], null, mlp(features.to(null.dtype)))
         return vector, self._field(conditions, batch, grid) if self.mask else None
 
     def _field(self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int]) -> Tensor:

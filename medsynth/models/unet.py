@@ -21,7 +21,7 @@ HIGHEST_ANGLE_FREQUENCY = 512.0
 
 
 class Level(nn.Module):
-    """Residual blocks on one grid, then one attention over all its voxels."""
+    """Residual blocks on one grid, and before the last of them one attention over all its voxels."""
 
     def __init__(self, width: int, blocks: int, vector_width: int, head_channels: int, kind: Kind) -> None:
         super().__init__()
@@ -92,9 +92,9 @@ class LatentUNet(ModelMixin, ConfigMixin):
         grid = x.shape[2:]
         if any(size % factor for size in grid):
             raise DataError(f"expected a latent grid of multiples of {factor}, found {list(grid)}; use another box")
-        vector, field = self.condition_encoder(conditions, x.shape[0], grid)
         features = fourier_features(angle, ANGLE_FREQUENCIES, HIGHEST_ANGLE_FREQUENCY)
-        vector = nn.functional.silu(self.angle_mlp(features.to(vector.dtype)) + vector)
+        vector, field = self.condition_encoder(self.angle_mlp(features.to(self.dtype)), conditions, grid)
+        vector = nn.functional.silu(vector)
         h = x.movedim(1, -1)
         if field is not None:
             h = torch.cat([h, field.to(h.dtype)], -1)

@@ -73,7 +73,7 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], axis:
     low, high = scale(min(values)), scale(max(values))
     pad = (high - low or 1.0) * 0.05
     low, high, last = low - pad, high + pad, max(step for step, _ in points) or 1
-    left, right, top, bottom = 54, 12, 34, 220
+    left, right, top, bottom = 54, 22, 34, 220
 
     def at(step: float, value: float) -> str:
         y = bottom - (scale(value) - low) / (high - low) * (bottom - top)

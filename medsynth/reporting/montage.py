@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -61,7 +62,7 @@ def draw(
     figure.patch.set_facecolor(_BACKGROUND)
     FigureCanvasAgg(figure)
 
-    def write(x: float, y: float, text: str, **style: object) -> None:
+    def write(x: float, y: float, text: str, **style: Any) -> None:
         figure.text(x / width, 1 - y / height, text, va="top", **{"color": _INK, "fontsize": 9, **style})
 
     # What a wide canvas leaves over is spread between the columns.
@@ -106,7 +107,7 @@ def _place(
     axes.set_xlim(-0.5, columns - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
     outline = [withStroke(linewidth=1.6, foreground=_BACKGROUND)]  # readable on air and on bone
-    style = {"color": _INK, "fontsize": 7, "transform": axes.transAxes, "path_effects": outline}
+    style: dict[str, Any] = {"color": _INK, "fontsize": 7, "transform": axes.transAxes, "path_effects": outline}
     at_left, at_top = EDGES[tile.cut.plane]
     axes.text(0.02, 0.5, at_left, ha="left", va="center", **style)
     axes.text(0.5, 0.98, at_top, ha="center", va="top", **style)

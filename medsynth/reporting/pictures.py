@@ -106,9 +106,11 @@ def reconstructions(
         difference = np.asarray(pair.second.voxels, float) - np.asarray(pair.first.voxels, float)
         tiles: list[Tile] = []
         for plane in ("axial", "coronal"):
-            for voxels in (pair.first.voxels, pair.second.voxels):
-                tiles.append(Tile(cut(voxels, spacing_mm, plane, at), window.low, window.high))
-            tiles.append(Tile(cut(difference, spacing_mm, plane, at), -spread, spread, "RdBu_r"))
+            tiles += [
+                Tile(cut(pair.first.voxels, spacing_mm, plane, at), window.low, window.high),
+                Tile(cut(pair.second.voxels, spacing_mm, plane, at), window.low, window.high),
+                Tile(cut(difference, spacing_mm, plane, at), -spread, spread, "RdBu_r"),
+            ]
         rows.append(Row(pair.label, tuple(tiles)))
     heads = [
         f"{what}, {plane}" for plane in ("axial", "coronal") for what in ("original", "reconstructed", "difference")

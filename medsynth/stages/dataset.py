@@ -52,7 +52,7 @@ def write_dataset(
     with progress.task("generating scans", len(requests)) as advance:
         advance(len(requests) - len(todo))
         for batch in _batches(todo, batch_size):
-            _generate_batch(pipeline, batch, sampling, folder, model)
+            _generate_batch(pipeline, batch, sampling, folder, model, batch_size)
             advance(len(batch))
     cases = tuple(_case(read_json(folder / "rows" / f"{request.case}.json")) for request in requests)
     manifest = Manifest(folder, cases, declared or declared_conditions(pipeline.condition_declaration))
@@ -79,7 +79,7 @@ def _batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
 
 
 def _generate_batch(
-    pipeline: LatentVolumePipeline, batch: list[Request], sampling: Sampling, folder: Path, model: str
+    pipeline: LatentVolumePipeline, batch: list[Request], sampling: Sampling, folder: Path, model: str, batch_size: int
 ) -> None:
     geometry = pipeline.geometry
     blank = make_scan(
@@ -94,7 +94,7 @@ def _generate_batch(
         sampler=sampling.sampler,
         evaluations=sampling.evaluations,
         guidance=sampling.guidance,
-        batch_size=len(batch),
+        batch_size=batch_size,
     )
     limits = IntensityRule.from_json(pipeline.intensity).model_limits()
     for request, scan, mask in zip(batch, out.scans, masks, strict=True):

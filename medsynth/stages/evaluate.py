@@ -104,16 +104,16 @@ def _summary(evidence: Evidence) -> dict[str, Any]:
     if evidence.fidelity is not None:
         for space in evidence.fidelity.spaces:
             for metric in space.metrics:
-                summary[f"{space.space} {metric.name}"] = metric.synthetic.value
-                summary[f"{space.space} {metric.name} (real)"] = metric.real.value
+                summary[f"{space.space}/{metric.name}"] = metric.synthetic.value
+                summary[f"{space.space}/{metric.name}/real"] = metric.real.value
     if evidence.privacy is not None:
         for audit in evidence.privacy.spaces:
-            summary[f"closer than real, {audit.space}"] = audit.closer.value
+            summary[f"closer_than_real/{audit.space}"] = audit.closer.value
     if evidence.condition is not None and evidence.condition.on_synthetic is not None:
-        summary["condition auc"] = evidence.condition.on_synthetic.auc.value
+        summary["condition_auc"] = evidence.condition.on_synthetic.auc.value
     if evidence.condition is not None and evidence.condition.masks is not None:
-        summary["mask dice"] = evidence.condition.masks.on_synthetic.value
-        summary["mask dice (real)"] = evidence.condition.masks.on_real.value
+        summary["mask_dice"] = evidence.condition.masks.on_synthetic.value
+        summary["mask_dice/real"] = evidence.condition.masks.on_real.value
     return summary
 
 

@@ -29,6 +29,10 @@ from medsynth.progress import Advance
 from medsynth.stages.files import file_digest
 
 
+POOL_PAYS_FROM = 200
+"""Cases from which worker processes, each of which imports everything first, are faster than going on alone."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One case to prepare; everything a worker process needs."""
@@ -62,7 +66,7 @@ class Refused:
 
 def prepare_cases(jobs: list[Job], workers: int, advance: Advance) -> Iterator[Ready | Refused]:
     """The outcome of each job, in order; in processes where that pays."""
-    if workers == 1 or len(jobs) < 16:
+    if workers == 1 or len(jobs) < POOL_PAYS_FROM:
         for job in jobs:
             yield _prepare_guarded(job)
             advance(1)

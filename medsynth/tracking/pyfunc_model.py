@@ -5,8 +5,9 @@ Not imported by the package: MLflow executes the file, which names the model at 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,13 +15,18 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
+from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import ConfigError
+from medsynth.models.conditions import NULL_LABEL, mask_name
 from medsynth.seeding import SEED_BITS
+
+if TYPE_CHECKING:
+    DataFrame = Any  # pandas comes without types
+else:
+    from pandas import DataFrame  # MLflow looks at the annotation of `predict` at run time
 
 COUNT, SEED = "count", "seed"
 _SCALE = "guidance_"
-NULL_LABEL = 255
-"""What a mask holds everywhere where no mask is asked for (models/conditions.py)."""
 
 
 class VolumeModel(PythonModel):
@@ -32,17 +38,19 @@ class VolumeModel(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Check every file against its digest, then load. Raises ModelFolderError for an altered folder."""
-        from medsynth.diffusion.model_folder import load_model
+        """Check every file against its digest, then load, onto the GPU where there is one.
 
-        self._pipeline = load_model(Path(context.artifacts["model"]))
+        MLflow's own MLFLOW_DEFAULT_PREDICTION_DEVICE names another device. Raises ModelFolderError for an altered folder.
+        """
+        wanted = os.environ.get("MLFLOW_DEFAULT_PREDICTION_DEVICE")
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._pipeline = load_model(Path(context.artifacts["model"])).to(device)
 
     def predict(
-        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+        self, context: PythonModelContext, model_input: DataFrame, params: dict[str, Any] | None = None
     ) -> NDArray[np.float32]:
         rows = [_present(row) for row in model_input.to_dict(orient="records")]
-        declaration: dict[str, dict[str, Any]] = self._pipeline.declaration
-        mask_name = next((name for name, one in declaration.items() if one["kind"] == "mask"), None)
+        mask_column = mask_name(self._pipeline.condition_declaration)
         conditions: list[dict[str, Any]] = []
         masks: list[NDArray[np.uint8] | None] = []
         seeds: list[int] = []
@@ -50,7 +58,7 @@ class VolumeModel(PythonModel):
             count, seed = int(row.pop(COUNT, 1)), int(row.pop(SEED, 0))
             if count < 1 or seed < 0:
                 raise ConfigError([f"expected {COUNT} >= 1 and {SEED} >= 0, found {count} and {seed}"])
-            mask = row.pop(mask_name, None) if mask_name else None
+            mask = row.pop(mask_column, None) if mask_column else None
             seeds += [(seed + i) % 2**SEED_BITS for i in range(count)]
             conditions += [row] * count
             masks += [None if mask is None else np.asarray(mask, np.uint8)] * count

@@ -18,6 +18,7 @@ _SETTINGS = {
     "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",  # what a model requires is this very package
 }
 os.environ.update(_SETTINGS)
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -57,7 +58,7 @@ def register_model(
     """Add the model folder to the registry at `uri` as the next version of `name`.
 
     run_id: the run it came from.  sampling: what plain `predict` uses unless told otherwise.  input_example: one row
-    as `predict` takes it. Raises ModelFolderError for a folder that is incomplete or altered.
+    as `predict` takes it, made up from the declaration unless given. Raises ModelFolderError for a folder that is incomplete or altered.
     """
     from medsynth.diffusion.model_folder import verify_model
 
@@ -101,6 +102,11 @@ def set_alias(uri: str, registered: RegisteredVersion, alias: str) -> None:
         client.set_registered_model_alias(registered.name, alias, str(registered.version))
 
 
+def is_registry_name(text: str) -> bool:
+    """Whether a model is named as in the registry, and not as a folder."""
+    return text.startswith("models:/")
+
+
 def find_version(reference: str, uri: str) -> RegisteredVersion:
     """The version that `models:/name@alias` or `models:/name/3` means. Raises UsageError where there is none."""
     match = _REFERENCE.fullmatch(reference)
@@ -118,14 +124,20 @@ def find_version(reference: str, uri: str) -> RegisteredVersion:
     return RegisteredVersion(found.name, int(found.version))
 
 
-def resolve(reference: str, uri: str, *, folder: Path | None = None) -> Path:
+def resolve(reference: str, uri: str | None = None, *, folder: Path | None = None) -> Path:
     """The model folder behind `models:/name@alias` or `models:/name/3`, every file checked; no code of it is run.
 
     A registry in a workspace hands out the folder it holds; a server's is downloaded into `folder`, or into one that
-    goes when the process ends. Raises UsageError for an unknown model, ModelFolderError where a digest differs.
+    goes when the process ends. uri: that of the environment variable
+    MLFLOW_TRACKING_URI unless given. Raises UsageError for an unknown model, ModelFolderError where a digest differs.
     """
     from medsynth.diffusion.model_folder import verify_model
 
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise UsageError(
+            f"{reference}: expected to know which registry; name its workspace with --workspace, or set MLFLOW_TRACKING_URI"
+        )
     registered = find_version(reference, uri)
     client = open_client(uri)
     with answering(uri):
@@ -168,7 +180,6 @@ def _write_wrapper(
     input_example: Mapping[str, Any] | None,
 ) -> None:
     """The pyfunc without its model folder; nothing in it names a path of this machine."""
-    import pandas as pd
     from mlflow.models import Model
 
     declaration = json.loads((model_folder / "conditions.json").read_text(encoding="utf-8"))
@@ -179,7 +190,7 @@ def _write_wrapper(
         mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
         signature=_signature(declaration, geometry, sampling),
         pip_requirements=[f"medsynth-diffusion=={__version__}"],
-        input_example=None if input_example is None else pd.DataFrame([dict(input_example)]),
+        input_example=dict(input_example or _example(declaration)),
     )
     saved = Model.load(str(target))
     flavor = saved.flavors["python_function"]
@@ -227,6 +238,17 @@ def _create_name(client: Any, name: str) -> None:
 
 def _known(client: Any) -> str:
     return ", ".join(model.name for model in client.search_registered_models(max_results=20))
+
+
+def _example(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A row that asks for one volume: first values, middles of ranges, no mask."""
+    row: dict[str, Any] = {}
+    for name, one in declaration.items():
+        if one["kind"] == "category":
+            row[name] = one["values"][0]
+        elif one["kind"] == "number":
+            row[name] = float(sum(one["range"])) / 2
+    return {**row, "count": 1, "seed": 0}
 
 
 def _digest(file: Path) -> str:

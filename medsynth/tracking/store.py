@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from medsynth.config.evidence import Tracking
 from medsynth.errors import StorageError, UsageError
 from medsynth.tracking.quiet import MlflowClient, MlflowException
@@ -82,16 +84,17 @@ def answering(uri: str, *, at_the_door: bool = False) -> Iterator[None]:
     """Turn a store that does not answer into UsageError (before work began) or StorageError (in the middle of it)."""
     try:
         yield
-    except MlflowException as error:
-        if error.error_code in _CALLERS_MISTAKES:
+    except (MlflowException, SQLAlchemyError) as error:
+        why = error.error_code if isinstance(error, MlflowException) else type(error).__name__
+        if why in _CALLERS_MISTAKES:
             raise
         if at_the_door:
             raise UsageError(
-                f"expected an MLflow tracking store at {shown_uri(uri)}, found none that answers ({error.error_code}): "
+                f"expected an MLflow tracking store at {shown_uri(uri)}, found none that answers ({why}): "
                 "start it, correct tracking.uri, or leave that out to use the workspace"
             ) from error
         raise StorageError(
-            f"the tracking store at {shown_uri(uri)} stopped answering ({error.error_code}); "
+            f"the tracking store at {shown_uri(uri)} stopped answering ({why}); "
             "the same command resumes once it is back"
         ) from error
 

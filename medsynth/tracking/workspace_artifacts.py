@@ -22,7 +22,7 @@ ARTIFACT_ROOT = f"{SCHEME}:/artifacts"
 def sqlite_file(uri: str) -> Path | None:
     """The file behind a `sqlite:///...` address; None for any other kind."""
     scheme, _, rest = uri.partition("://")
-    if not scheme.split("+")[0] == "sqlite" or not rest.startswith("/"):
+    if scheme.split("+")[0] != "sqlite" or not rest.startswith("/"):
         return None
     return Path(rest[1:].split("?")[0]).absolute()
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medsynth.config.evidence import ClassifierNetwork
 from medsynth.errors import DataError, DivergenceError
-from medsynth.models.classifier import build_classifier
+from medsynth.models.classifier import ClassifierKind, build_classifier
 from medsynth.seeding import derive, torch_generator
 from medsynth.training.augment import apply_augmentation, draw_augmentation
 from medsynth.training.batches import Ahead, Batch, Order
@@ -29,7 +28,7 @@ def train_classifier(
     labels: Tensor,
     *,
     classes: int,
-    kind: str = ClassifierNetwork().kind,
+    kind: ClassifierKind = "small",
     steps: int,
     batch_size: int,
     learning_rate: float,

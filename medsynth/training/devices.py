@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import Literal
 
 import torch
@@ -55,3 +57,12 @@ def rows_of_process(batch_size: int, accelerator: Accelerator) -> slice:
     each = batch_size // processes
     start = int(accelerator.process_index) * each
     return slice(start, start + each)
+
+
+def require_compiler() -> None:
+    """Raises ConfigError where torch.compile would find no C++ compiler."""
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"]
+    if not any(shutil.which(name) for name in names if name):
+        raise ConfigError(
+            ["training.compile: expected a C++ compiler on this machine, found none; install g++ or set it to false"]
+        )

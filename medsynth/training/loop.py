@@ -26,7 +26,7 @@ from medsynth.training.checkpoint import (
     optimiser_tensors,
     save_checkpoint,
 )
-from medsynth.training.devices import open_accelerator, rows_of_process
+from medsynth.training.devices import open_accelerator, require_compiler, rows_of_process
 from medsynth.training.ema import Average
 from medsynth.training.guard import Guard
 from medsynth.training.records import Record
@@ -89,6 +89,8 @@ def train(
             record = run.advance(batches, stop)
             if record is not None:
                 yield record
+        if stop.name is not None:
+            raise run.interrupted(stop)
     run.give_final_weights()
 
 
@@ -115,6 +117,7 @@ class _Run:
         self.names = {w: name for name, w in self.network.named_parameters() if w.requires_grad}
         plain_optimiser = _optimiser(list(self.names), settings, self.accelerator.device)
         if settings.compile:
+            require_compiler()
             task.compile()
         self.model, self.optimiser = self.accelerator.prepare(task, plain_optimiser)
         self.average = Average(self.network, settings.ema_decay)
@@ -160,12 +163,16 @@ class _Run:
         record = self._report(rate, validating or self.finished, batches) if reporting or self.finished else None
         if saving:
             self._save()
-        if asked and not self.finished:
-            raise InterruptedRun(
-                f"training stopped by {stop.name or 'another process'} after step {self.step}; everything up to there "
-                "is saved: run the same command again to go on"
-            )
+        if asked:
+            raise self.interrupted(stop)
         return record
+
+    def interrupted(self, stop: StopRequest) -> InterruptedRun:
+        """What to raise once everything is saved."""
+        return InterruptedRun(
+            f"training stopped by {stop.name or 'another process'} after step {self.step}; everything up to there is "
+            "saved: run the same command again to go on"
+        )
 
     def give_final_weights(self) -> None:
         """The weights to keep go into the network, for use."""

@@ -1,5 +1,6 @@
 """Samplers against theory (the exact score of Gaussian data), against diffusers' own loops, and against their counts."""
 
+import itertools
 import math
 
 import pytest
@@ -16,6 +17,8 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from medsynth.diffusion.angle import from_flow_time, per_sample, to_flow_time
+from medsynth.diffusion.guidance import guided
+from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.samplers import SAMPLERS, evaluations_used, make_scheduler, sample
 from medsynth.diffusion.scheduler_door import drive, read_walk
 from medsynth.errors import ConfigError
@@ -43,13 +46,15 @@ def moments(sampler, evaluations):
     """Mean and standard deviation of the sampler's law.
 
     With the exact score every step is affine in x: a sampler without noise of its own maps N(0, 1) to N(b, a^2), read
-    exactly from the images of 0 and 1. The stochastic one is measured on 2^18 voxels (standard error of its std 0.14 %).
+    exactly from the images of 0 and 1. The stochastic one is measured on 2^16 voxels (standard error of its std 0.28 %).
     """
     if sampler in DETERMINISTIC:
-        out = sample(exact, torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1, 1), sampler, evaluations, generators(2)).flatten()
+        out = sample(
+            exact, torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1, 1), sampler, evaluations, generators(2)
+        ).flatten()
         return out[0].item(), (out[1] - out[0]).item()
-    noise = torch.randn(64, 1, 16, 16, 16, generator=torch_generator(1, "noise"))
-    out = sample(exact, noise, sampler, evaluations, generators(64))
+    noise = torch.randn(16, 1, 16, 16, 16, generator=torch_generator(1, "noise"))
+    out = sample(exact, noise, sampler, evaluations, generators(16))
     return out.mean().item(), out.std().item()
 
 
@@ -61,8 +66,8 @@ def test_exact_score(sampler):
         assert mean == pytest.approx(MEAN, rel=0.02), evaluations
         errors[evaluations] = abs(std / STD - 1)
     in_order = list(errors.values())
-    noise = 0.003 if sampler == "ddpm" else 2e-4  # sampling error; float32
-    assert all(later < earlier + noise for earlier, later in zip(in_order, in_order[1:], strict=False)), errors
+    noise = 0.006 if sampler == "ddpm" else 2e-4  # sampling error; float32
+    assert all(later < earlier + noise for earlier, later in itertools.pairwise(in_order)), errors
     assert errors[400] < 0.03, errors
     assert errors[25] < (0.13 if sampler in ("ddpm", "ddim", "euler", "flow_euler") else 0.02), errors
     if sampler == "flow_heun":
@@ -71,12 +76,13 @@ def test_exact_score(sampler):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_exact_score_on_volumes(sampler):
-    noise = torch.randn(64, 1, 16, 16, 16, generator=torch_generator(2, "noise"))
-    out = sample(exact, noise, sampler, 50, generators(64))
+    noise = torch.randn(16, 1, 16, 16, 16, generator=torch_generator(2, "noise"))
+    out = sample(exact, noise, sampler, 50, generators(16))
     assert out.shape == noise.shape
     assert out.mean().item() == pytest.approx(MEAN, rel=0.02)
     assert out.std().item() == pytest.approx(STD, rel=0.08)
-    assert torch.corrcoef(torch.stack([out.flatten(), noise.flatten()]))[0, 1] > (0.3 if sampler == "ddpm" else 0.999)
+    kept = torch.corrcoef(torch.stack([out.flatten(), noise.flatten()]))[0, 1]
+    assert abs(kept) < 0.05 if sampler == "ddpm" else kept > 0.9999  # DDPM forgets where it started
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -92,7 +98,7 @@ def test_evaluations_used_is_what_is_called_and_never_more(sampler, evaluations)
     assert bool(out.isfinite().all())
     assert len(asked) == evaluations_used(sampler, evaluations) <= evaluations
     assert evaluations_used(sampler, evaluations) >= evaluations - 1
-    assert all(later <= earlier for earlier, later in zip(asked, asked[1:], strict=False)), "noise never rises"
+    assert all(later <= earlier for earlier, later in itertools.pairwise(asked)), "noise never rises"
     assert asked[0] > 1.55
     assert len(set(asked)) >= math.ceil(len(asked) / 2)
 
@@ -110,7 +116,9 @@ def test_levels_are_even_flow_times_moved_by_the_shift(sampler, shift):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_shifted_walks_still_reach_the_data(sampler):
-    out = sample(exact, torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1, 1), sampler, 400, generators(2), shift=3.0).flatten()
+    out = sample(
+        exact, torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1, 1), sampler, 400, generators(2), shift=3.0
+    ).flatten()
     if sampler in DETERMINISTIC:
         assert out[0].item() == pytest.approx(MEAN, rel=0.02)
         assert (out[1] - out[0]).item() == pytest.approx(STD, rel=0.03)
@@ -164,21 +172,26 @@ def noise_at(x, angle):
 def native_loop(scheduler, predict, noise, scale):
     """The loop of diffusers' own pipelines, with a model that predicts what the scheduler was told it does."""
     x = noise * scale
+    stream = generators(1)[0]
     walk = iter(read_walk(scheduler).angles)
     for timestep in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
-        extra = {"generator": generators(1)[0]} if isinstance(scheduler, DDPMScheduler) else {}
-        if extra:  # one stream for the whole walk
-            extra = {"generator": native_loop.stream}
+        extra = {"generator": stream} if isinstance(scheduler, DDPMScheduler) else {}
         x = scheduler.step(predict(seen, next(walk)), timestep, x, return_dict=False, **extra)[0]
     return x
 
 
-@pytest.mark.parametrize("name", NATIVE)
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+# The PNDM scheduler averages v across noise levels, which is no method at all: epsilon alone.
+LOOPS = [
+    (name, kind)
+    for name in NATIVE
+    for kind in ("epsilon", "v_prediction")
+    if kind == "epsilon" or not name.startswith("pndm")
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), LOOPS)
 def test_through_the_door_as_in_diffusers_own_loop(name, kind):
-    if kind == "v_prediction" and name.startswith("pndm"):
-        pytest.skip("the PNDM scheduler averages v across noise levels, which is no method at all")
     noise = torch.randn(1, 1, 6, 6, 6, generator=torch_generator(5, "noise"))
 
     def predict(x, angle):
@@ -188,7 +201,6 @@ def test_through_the_door_as_in_diffusers_own_loop(name, kind):
 
     scheduler = NATIVE[name](kind)
     scheduler.set_timesteps(25)
-    native_loop.stream = generators(1)[0]
     theirs = native_loop(scheduler, predict, noise, float(scheduler.init_noise_sigma))
     scheduler = NATIVE[name]("epsilon" if name.startswith("pndm") else "sample")
     scheduler.set_timesteps(25)
@@ -243,3 +255,30 @@ def test_a_scheduler_that_the_door_does_not_know_is_refused():
     scheduler.set_timesteps(10)
     with pytest.raises(ConfigError, match="found DPMSolverSinglestepScheduler"):
         drive(scheduler, exact, torch.zeros(1, 1, 2, 2, 2), generators(1))
+
+
+class ExactNetwork(torch.nn.Module):
+    """What a network of this objective would answer if it had learned the Gaussian data perfectly."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, x, angle, conditions):
+        cos, sin = torch.cos(per_sample(angle, x)), torch.sin(per_sample(angle, x))
+        clean = exact(x, angle)
+        noise = (x - cos * clean) / sin.clamp_min(1e-6)
+        return self.objective.target(clean, noise, angle)
+
+
+@pytest.mark.parametrize("kind", ["flow", "epsilon", "v", "x0"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_runs_on_every_objective(kind, sampler):
+    """The mean is off by what the schedule leaves of the data at its noisiest level (up to 3.5 %: Lin 2023)."""
+    objective = Objective({"kind": kind})
+    denoise = guided(Denoiser(ExactNetwork(objective), objective), {}, 1.0)
+    noise = torch.randn(4, 1, 12, 12, 12, generator=torch_generator(0, "noise"))
+    noise = (noise - noise.mean()) / noise.std()
+    out = sample(denoise, noise, sampler, 100, generators(4))
+    assert out.mean().item() == pytest.approx(MEAN, rel=0.04 if sampler != "ddpm" else 0.08)
+    assert out.std().item() == pytest.approx(STD, rel=0.05)

@@ -5,10 +5,10 @@ import pytest
 
 from medsynth.evaluation.distances import (
     KernelDistance,
+    Manifold,
     cubic_kernel,
     frechet,
     gaussian_fit,
-    manifold,
     pairwise,
     symmetric_sqrt,
 )
@@ -86,7 +86,7 @@ def test_manifold_against_its_definition() -> None:
     def radius(points: np.ndarray, i: int) -> float:
         return sorted(np.linalg.norm(points - points[i], axis=1))[k]
 
-    found = manifold(real, fake)
+    found = Manifold.of(real, fake).shares()
     balls = [[np.linalg.norm(f - r) <= radius(real, i) for i, r in enumerate(real)] for f in fake]
     fake_balls = [[np.linalg.norm(f - r) <= radius(fake, j) for r in real] for j, f in enumerate(fake)]
     assert found.precision.mean() == pytest.approx(np.any(balls, axis=1).mean())
@@ -98,7 +98,7 @@ def test_manifold_against_its_definition() -> None:
 def test_one_distribution_has_density_one_and_known_coverage() -> None:
     # Naeem 2020, sec. 3: E[density] = 1, E[coverage] = 1 - (M-1)...(M-k) / ((2M-1)...(2M-k)) for samples of one size M.
     generator, size, k = np.random.default_rng(9), 200, 5
-    found = [manifold(*generator.normal(size=(2, size, 8))) for _ in range(20)]
+    found = [Manifold.of(*generator.normal(size=(2, size, 8))).shares() for _ in range(20)]
     expected = 1 - np.prod([(size - i) / (2 * size - i) for i in range(1, k + 1)])
     assert np.mean([f.density.mean() for f in found]) == pytest.approx(1, abs=0.06)
     assert np.mean([f.coverage.mean() for f in found]) == pytest.approx(expected, abs=0.01)
@@ -106,6 +106,23 @@ def test_one_distribution_has_density_one_and_known_coverage() -> None:
 
 def test_small_samples_shrink_the_neighbourhood() -> None:
     points = np.arange(3.0)[:, None]
-    found = manifold(points, points)
+    found = Manifold.of(points, points).shares()
     assert found.precision.mean() == found.recall.mean() == found.coverage.mean() == 1.0
     np.testing.assert_allclose(pairwise(points, points), abs(points - points.T))
+
+
+def test_weights_of_one_change_nothing_and_drawn_scans_count_as_often_as_drawn() -> None:
+    generator = np.random.default_rng(10)
+    whole = Manifold.of(generator.normal(size=(30, 2)), generator.normal(0.7, 1, size=(20, 2)))
+    plain, weighted = whole.shares(), whole.shares(np.ones((1, 30)), np.ones((1, 20)))
+    assert (plain.precision, plain.recall, plain.density, plain.coverage) == (
+        weighted.precision,
+        weighted.recall,
+        weighted.density,
+        weighted.coverage,
+    )
+    drawn = np.zeros((1, 20))
+    drawn[0, 3] = 20
+    assert whole.shares(None, drawn).precision[0] == whole.in_reference[3].any()
+    assert whole.shares(None, drawn).coverage[0] == pytest.approx(whole.in_reference[3].mean())
+    assert whole.shares(None, drawn).recall[0] == pytest.approx(whole.in_judged[3].mean())

@@ -63,6 +63,7 @@ def header(kind: str, modality: str, rows: int, columns: int) -> FileDataset:
     dataset.StudyInstanceUID = "1.2.3.4"
     dataset.FrameOfReferenceUID = "1.2.3.4.9"
     dataset.SeriesNumber = 3
+    dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20200229", "101112", "S-4711"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     dataset.Rows, dataset.Columns = rows, columns
     dataset.SamplesPerPixel = 1

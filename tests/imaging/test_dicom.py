@@ -8,12 +8,14 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_series import CT, MR, AsItIs, datasets, oblique, stored_values, write_enhanced, write_series
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, MediaStorageDirectoryStorage, RLELossless
 
-from medsynth.errors import DataError, GeometryError, UnreadableError
-from medsynth.imaging.dicom import find_series, read_series
+from medsynth.errors import DataError, GeometryError, PrivacyError, UnreadableError
+from medsynth.imaging.deidentify import Deidentifier, SecretKey
+from medsynth.imaging.dicom import find_series
+from medsynth.imaging.nifti import write_nifti
 from medsynth.imaging.read import read_scan
-from medsynth.imaging.scan import affine_of, spacing_mm, world_mm
+from medsynth.imaging.scan import affine_of, make_scan, spacing_mm, world_mm
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -61,15 +63,14 @@ def test_agrees_with_highdicom(tmp_path):
     paths = write_series(tmp_path, stored_values(), orientation=oblique(0.1, 0.2, -0.3), places=[2, 0, 1, 5, 4, 3])
     scan = read(tmp_path)
     judge = highdicom.get_volume_from_series(datasets(paths), dtype=np.int16)
-    # highdicom indexes (slice, row, column) in LPS.
-    swap = np.eye(4)[[2, 1, 0, 3]]
-    assert np.allclose(affine_of(scan), LPS_TO_RAS @ judge.affine @ swap, atol=1e-6)
-    assert np.array_equal(np.asarray(scan)[0], judge.array.transpose(2, 1, 0))
+    judged = make_scan(judge.array, LPS_TO_RAS @ judge.affine, modality="CT", unit="HU")
+    assert np.allclose(value_to_world(scan), value_to_world(judged), atol=1e-6)
+    assert np.linalg.det(affine_of(scan)) > 0
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
 def test_compressed_series_read_the_same(tmp_path, syntax):
-    stored = stored_values(4, 16, 16)
+    stored = stored_values(4, 32, 32, top=4096)
     write_series(tmp_path / "plain", stored)
     write_series(tmp_path / "packed", stored, compress=syntax)
     plain, packed = read(tmp_path / "plain"), read(tmp_path / "packed")
@@ -215,7 +216,6 @@ def _spoil(keyword, value, only=None):
         (_spoil("RescaleSlope", None), "no rescale slope"),
         (_spoil("RescaleSlope", 0.0), "slope is zero"),
         (_spoil("RescaleType", "MGML"), "another unit"),
-        (_spoil("BurnedInAnnotation", "YES"), "burned into the pixels"),
         (_spoil("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
         (_spoil("SOPClassUID", "1.2.840.10008.5.1.4.1.1.7"), "found Secondary Capture"),
         (_spoil("NumberOfFrames", 3), "do not say where they lie"),
@@ -229,6 +229,12 @@ def test_what_is_no_volume_is_refused_with_its_reason(tmp_path, edit, words):
     assert "4711" not in str(raised.value)
 
 
+def test_text_burned_into_pixels_is_refused_by_a_privacy_rule(tmp_path):
+    write_series(tmp_path, stored_values(), edit=_spoil("BurnedInAnnotation", "YES", only=3))
+    with pytest.raises(PrivacyError, match="burned into the pixels"):
+        read(tmp_path)
+
+
 def test_one_slice_alone_is_no_volume(tmp_path):
     paths = write_series(tmp_path, stored_values(1))
     with pytest.raises(GeometryError, match="give the folder"):
@@ -237,12 +243,14 @@ def test_one_slice_alone_is_no_volume(tmp_path):
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
 @pytest.mark.parametrize("compress", [None, JPEG2000Lossless])
-def test_a_truncated_file_is_refused_and_never_dropped(tmp_path, share, compress):
-    paths = write_series(tmp_path, stored_values(5, 32, 32, top=4096 * 2), compress=compress)
-    whole = paths[4].read_bytes()
-    paths[4].write_bytes(whole[: int(len(whole) * share)])
+def test_a_truncated_file_is_refused_and_never_dropped(tmp_path, recwarn, caplog, share, compress):
+    paths = write_series(tmp_path, stored_values(4, 32, 32, top=4096), compress=compress)
+    whole = paths[3].read_bytes()
+    paths[3].write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(DataError, match="export"):
         read(tmp_path)
+    assert not recwarn.list
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("length", [0, 140, 200, 420])
@@ -257,10 +265,8 @@ def test_a_damaged_value_is_refused_without_being_repeated(tmp_path):
     paths = write_series(tmp_path, stored_values(5))
     for path in paths:
         path.write_bytes(path.read_bytes().replace(b"-1024", b"NoraX"))
-    with pytest.raises(UnreadableError, match="RescaleIntercept is not a list of 1 numbers") as raised:
-        read_series(find_series(tmp_path).series[0], AsItIs()) if not find_series(tmp_path).series[0].fault else read(
-            tmp_path
-        )
+    with pytest.raises(DataError, match="RescaleIntercept is not a list of 1 numbers") as raised:
+        read(tmp_path)
     assert "Nora" not in str(raised.value)
 
 
@@ -275,14 +281,12 @@ def test_nothing_to_read_says_what_was_found(tmp_path):
 
 
 def test_a_dicomdir_is_passed_over(tmp_path):
-    paths = write_series(tmp_path / "disc", stored_values(4))
-    files = pydicom.fileset.FileSet()
-    for path in paths:
-        files.add(pydicom.dcmread(path))
-    files.write(tmp_path / "written")
-    found = find_series(tmp_path / "written")
-    assert [reason for _, reason in found.skipped] == ["a DICOMDIR: an index, not an image"]
-    assert read(tmp_path / "written").shape == (1, 7, 5, 4)
+    write_series(tmp_path / "disc", stored_values(4))
+    directory = pydicom.dcmread(tmp_path / "disc" / "slice000.dcm", stop_before_pixels=True)
+    directory.file_meta.MediaStorageSOPClassUID = directory.SOPClassUID = MediaStorageDirectoryStorage
+    directory.save_as(tmp_path / "DICOMDIR")
+    assert [reason for _, reason in find_series(tmp_path).skipped] == ["a DICOMDIR: an index, not an image"]
+    assert read(tmp_path).shape == (1, 7, 5, 4)
 
 
 def test_enhanced_multiframe_reads_frame_by_frame(tmp_path):
@@ -321,3 +325,26 @@ def test_the_modality_asked_for_must_be_the_one_found(tmp_path):
 def test_the_patient_is_not_in_a_series_repr(tmp_path):
     write_series(tmp_path, stored_values(4))
     assert "4711" not in repr(find_series(tmp_path))
+
+
+@pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless])
+def test_the_real_deidentifier_changes_neither_voxels_nor_places(tmp_path, syntax):
+    key_folder = tmp_path / "secrets"
+    key_folder.mkdir(mode=0o700)
+    deidentifier = Deidentifier(SecretKey.load_or_create(key_folder / "key"))
+    stored = stored_values(3, 32, 32, top=4096)
+    write_series(tmp_path / "single", stored, orientation=oblique(0.1, 0.2, 0.3), places=[1, 0, 2], compress=syntax)
+    write_enhanced(tmp_path / "multi" / "frames.dcm", stored)
+    for name in ("single", "multi"):
+        clean, raw = (read_scan(tmp_path / name, deidentifier=by) for by in (deidentifier, AsItIs()))
+        assert np.array_equal(np.asarray(clean), np.asarray(raw))
+        assert np.allclose(affine_of(clean), affine_of(raw), atol=1e-6)
+        assert set(clean.meta) == {"modality", "unit", "affine", "space"}
+
+
+def test_a_file_says_its_modality_only_when_told(tmp_path):
+    write_series(tmp_path / "ct", stored_values(4))
+    write_nifti(read(tmp_path / "ct"), tmp_path / "ct.nii.gz")
+    assert read(tmp_path / "ct.nii.gz").meta["unit"] == ""
+    assert read(tmp_path / "ct.nii.gz", modality="CT").meta["unit"] == "HU"
+    assert read(tmp_path / "ct.nii.gz", modality="MR").meta["unit"] == "a.u."

@@ -8,7 +8,7 @@ import pytest
 from dicom_series import MR, AsItIs, stored_values, write_enhanced, write_series
 
 from medsynth.errors import UnreadableError
-from medsynth.imaging.index import index_folder, write_index
+from medsynth.imaging.index import COLUMNS, index_folder, write_index
 from medsynth.imaging.read import read_scan
 from medsynth.imaging.scan import spacing_mm
 
@@ -71,9 +71,7 @@ def test_the_table_is_ready_for_labels_and_names_nobody(tmp_path):
     assert "Nora" not in text
     with (tmp_path / "cohort.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == (
-        "patient,image,series,mask,split,modality,shape,spacing_mm,slices,usable,reason".split(",")
-    )
+    assert list(rows[0]) == (list(COLUMNS))
     by_image = {row["image"]: row for row in rows}
     assert by_image["data/ct"]["shape"] == "7x5x4"
     assert by_image["data/ct"]["spacing_mm"] == "0.5x0.8x2"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn.functional import conv3d
@@ -19,7 +21,7 @@ def test_tiles_cover_the_axis_and_overlap_enough(size: int, tile: int, overlap: 
     assert spans[0][0] == 0
     assert spans[-1][1] == size
     assert all(end - start == min(tile, size) for start, end in spans)
-    assert all(a[1] - b[0] >= overlap for a, b in zip(spans[:-1], spans[1:], strict=True))
+    assert all(a[1] - b[0] >= overlap for a, b in itertools.pairwise(spans))
 
 
 @pytest.mark.parametrize(

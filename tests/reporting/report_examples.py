@@ -78,7 +78,16 @@ def example_evidence(outcome: Any = "inconclusive") -> Evidence:
         ("synthetic only", "synthetic_only", 1.0, 0, 67),
     )
     arms = tuple(
-        Arm(name, kind, ratio, real, added, around(0.78 + 0.015 * i, 0.07), around(0.7 + 0.01 * i, 0.08), (0.76, 0.79, 0.8))  # type: ignore[arg-type]
+        Arm(
+            name,
+            kind,
+            ratio,
+            real,
+            added,
+            around(0.78 + 0.015 * i, 0.07),
+            around(0.7 + 0.01 * i, 0.08),
+            (0.76, 0.79, 0.8),
+        )
         for i, (name, kind, ratio, real, added) in enumerate(kinds)
     )
     primary = "real + synthetic x 1"
@@ -126,7 +135,9 @@ def scan(radius: float, seed: int) -> View:
 
 
 def example_pictures() -> dict[str, Picture]:
-    pairs = [Pair(scan(3 + i, i), scan(3 + i, 50 + i), f"diagnosis malignant, diameter {6 + 2 * i} mm") for i in range(4)]
+    pairs = [
+        Pair(scan(3 + i, i), scan(3 + i, 50 + i), f"diagnosis malignant, diameter {6 + 2 * i} mm") for i in range(4)
+    ]
     twenty = [Pair(p.first, p.second, f"{0.8 + 0.02 * i:.2f} x threshold") for i, p in enumerate(pairs * 5)]
     return {
         "examples": side_by_side(pairs, SPACING, WINDOW, {"nodule": 1}),
@@ -140,7 +151,11 @@ def example_facts() -> dict[str, Any]:
         return [
             {
                 "step": step,
-                "losses": {"loss": scale / step**0.5, "l1": 0.8 * scale / step**0.5, "structural": 0.2 * scale / step**0.5},
+                "losses": {
+                    "loss": scale / step**0.5,
+                    "l1": 0.8 * scale / step**0.5,
+                    "structural": 0.2 * scale / step**0.5,
+                },
                 "validation": {"loss": 1.2 * scale / step**0.5, "psnr": 20 + step / 200} if step % 200 == 0 else None,
             }
             for step in range(25, 2001, 25)

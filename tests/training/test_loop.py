@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import threading
 from itertools import pairwise
@@ -124,6 +125,25 @@ def test_a_signal_saves_and_the_same_call_goes_on_to_the_same_end(tmp_path, name
     assert equal(weights(again), weights(whole))
 
 
+def test_a_signal_at_the_very_end_is_not_swallowed(tmp_path):
+    whole, plan = ToyTask(8), settings(steps=8)
+    list(run(whole, plan, tmp_path / "whole"))
+    with pytest.raises(InterruptedRun, match="after step 8"):
+        for record in run(ToyTask(8), plan, tmp_path / "parts"):
+            if record.step == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+    again = ToyTask(8)
+    again.poisoned_batch = 0
+    assert list(run(again, plan, tmp_path / "parts"))[-1].step == 8
+    assert equal(weights(again), weights(whole))
+
+
+def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"training.compile: expected a C\+\+ compiler"):
+        list(run(ToyTask(8), settings(compile=True), tmp_path))
+
+
 def test_other_settings_start_anew(tmp_path):
     list(run(ToyTask(8), settings(steps=8), tmp_path))
     other = ToyTask(8)
@@ -244,6 +264,7 @@ def test_processes_share_a_batch_evenly():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_training_agrees(tmp_path):
     plain, compiled = ToyTask(8), ToyTask(8)
     a = list(run(plain, settings(steps=8), tmp_path / "a"))

@@ -44,7 +44,7 @@ class ToyTask(Task):
         return {"loss": error.square().mean(), "absolute": error.abs().mean()}
 
     def validate(self) -> dict[str, float]:
-        error = self.network(self.inputs)[:, 0] - truth(self.inputs)
+        error = self.network(self.inputs).detach()[:, 0] - truth(self.inputs)
         self.validations.append(float(error.square().mean()))
         return {"loss": self.validations[-1]}
 

@@ -15,9 +15,10 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
 import medsynth
-from medsynth.errors import DataError, PrivacyError
+from medsynth.errors import DataError, PrivacyError, UnreadableError
 from medsynth.imaging.deidentify import actions
 from medsynth.imaging.deidentify.elements import (
+    DAMAGE,
     EXPLICIT_LITTLE,
     Element,
     Encoding,
@@ -87,6 +88,12 @@ class Deidentifier:
             for action, count in counts.items():
                 self._counts[name, action] += count
 
+    def take_report(self) -> dict[str, dict[str, int]]:
+        """The counts so far, which start again from nothing."""
+        report = self.report
+        self._counts.clear()
+        return report
+
     def patient(self, raw: str) -> str:
         """The pseudonym of a patient ID as it stands in a header or table."""
         return self.key.pseudonym("patient", raw.strip(" \0"), "P")
@@ -103,19 +110,28 @@ class Deidentifier:
         """A new dataset in which only listed things are left; `source` is not changed.
 
         Raises PrivacyError for kinds of objects whose pixels may show names (burned-in annotation, screen captures,
-        anything but CT and MR images), DataError where patient or kind cannot be told.
+        anything but CT and MR images), DataError where patient or kind cannot be told, UnreadableError where elements are
+        damaged.
         """
         with quiet_pydicom():
-            sop_class = self._sop_class(source)
-            _refuse_shown_identity(source)
-            encoding = encoding_of(source, EXPLICIT_LITTLE)
-            elements = self._clean(source, self._table.rules_for(sop_class), encoding)
-            elements[SOP_CLASS] = encoded_text(SOP_CLASS, "UI", [sop_class], encoding)
-            self._restore_instance_uid(source, elements, encoding)
-            self._mark(source, elements, encoding)
-            clean = item_of(elements, encoding)
-            clean_pixel_element(source, clean)
-            self._rebuild_file_meta(source, clean)
+            try:
+                return self._twin(source)
+            except DAMAGE:
+                raise UnreadableError(
+                    "expected a whole DICOM header, found elements that cannot be read; export the file again"
+                ) from None  # what pydicom says may quote the header
+
+    def _twin(self, source: Dataset) -> Dataset:
+        sop_class = self._sop_class(source)
+        _refuse_shown_identity(source)
+        encoding = encoding_of(source, EXPLICIT_LITTLE)
+        elements = self._clean(source, self._table.rules_for(sop_class), encoding)
+        elements[SOP_CLASS] = encoded_text(SOP_CLASS, "UI", [sop_class], encoding)
+        self._restore_instance_uid(source, elements, encoding)
+        self._mark(source, elements, encoding)
+        clean = item_of(elements, encoding)
+        clean_pixel_element(source, clean)
+        self._rebuild_file_meta(source, clean)
         return clean
 
     def _sop_class(self, source: Dataset) -> str:

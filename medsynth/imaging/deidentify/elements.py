@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
@@ -13,10 +14,14 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
-Element = DataElement | RawDataElement
+Element: TypeAlias = DataElement | RawDataElement
 
 ASCII = "iso8859"
 """pydicom's name for no character set at all: what is left after de-identification needs none."""
+
+
+DAMAGE = (ValueError, TypeError, EOFError, OSError, NotImplementedError, struct.error, RecursionError)
+"""What pydicom raises on damaged bytes. Its texts may quote a header, so they are never passed on."""
 
 
 class Encoding(NamedTuple):

@@ -34,7 +34,10 @@ class SecretKey:
 
     @classmethod
     def load_or_create(cls, path: Path) -> SecretKey:
-        """The key in `path`; made on first use. Raises PrivacyError if others can reach it or it is not a key."""
+        """The key in `path`; made on first use, in a folder (0700) that is made with it if it is not there.
+
+        Raises PrivacyError if others can read or replace it, or if it is not a key.
+        """
         if not path.exists():
             _create(path)
         return cls.load(path)
@@ -44,8 +47,7 @@ class SecretKey:
         """The key in an existing file. Raises PrivacyError if it is missing, open to others or not a key."""
         if not path.is_file():
             raise PrivacyError(f"expected a secret key file, found none at {path}; give the file made at first use")
-        _check_closed(path.parent, "folder", 0o700)
-        _check_closed(path, "file", 0o600)
+        _check_safe(path)
         text = path.read_bytes()
         if not re.fullmatch(rb"[0-9a-f]{%d}\n?" % (2 * KEY_BYTES), text):
             raise PrivacyError(
@@ -94,7 +96,7 @@ def _create(path: Path) -> None:
     """Write a new key so that it is there whole and closed, or not at all; who comes second finds the first one's."""
     with contextlib.suppress(FileExistsError):
         path.parent.mkdir(mode=0o700, parents=True)
-    _check_closed(path.parent, "folder", 0o700)
+    _check_folder(path.parent)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -108,13 +110,21 @@ def _create(path: Path) -> None:
         draft.unlink()
 
 
-def _check_closed(path: Path, kind: str, wanted: int) -> None:
-    """Raise PrivacyError unless only the owner can reach `path` (where the system knows such permissions)."""
+def _check_safe(path: Path) -> None:
+    """Raise PrivacyError unless only its owner can read the key and nobody else can put another in its place."""
+    _check_folder(path.parent)
+    _check_mode(path, "file to be open to its owner only", forbidden=0o077, remedy=0o600)
+
+
+def _check_folder(folder: Path) -> None:
+    _check_mode(folder, "folder to be writable by its owner only", forbidden=0o022, remedy=0o700)
+
+
+def _check_mode(path: Path, wanted: str, *, forbidden: int, remedy: int) -> None:
     if os.name != "posix":
-        return
+        return  # no such permissions there; the user's own folder is closed by the system
     found = stat.S_IMODE(path.stat().st_mode)
-    if found & 0o077:
+    if found & forbidden:
         raise PrivacyError(
-            f"expected the secret key's {kind} {path} to be open to its owner only ({wanted:04o}), found {found:04o}; "
-            f"run: chmod {wanted:o} {path}"
+            f"expected the secret key's {wanted} ({remedy:04o}), found {found:04o}; run: chmod {remedy:o} {path}"
         )

@@ -1,0 +1,148 @@
+"""The latent store: the mean and never a draw, true statistics, whole or not there."""
+
+import dataclasses
+import json
+import resource
+import signal
+
+import numpy as np
+import pytest
+import torch
+from small_generator import BOX, CPU, new_autoencoder, volume_set
+
+from medsynth.errors import DataError, UnreadableError
+from medsynth.progress import Silent
+from medsynth.training import latents
+from medsynth.training.latents import LatentStatistics, LatentStore, encode_latents
+
+
+def encoded(folder, network=None, **changes):
+    return encode_latents(network or new_autoencoder(), volume_set(7, "train", **changes), folder, CPU, Silent())
+
+
+def test_holds_the_posterior_mean_of_every_volume(tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "AT_ONCE_VOXELS", 3 * np.prod(BOX))  # batches of 3, the last one of 1
+    network, volumes = new_autoencoder(), volume_set(7, "train")
+    store = encoded(tmp_path / "store", network)
+    with torch.no_grad():
+        expected = network.encode(volumes.volumes).mean
+    torch.testing.assert_close(torch.from_numpy(np.array(store.latents)), expected, rtol=1e-4, atol=1e-5)
+    assert isinstance(store.latents, np.memmap)
+    assert len(store) == 7
+    assert store.rows[3] == volumes.cases[3].conditions
+    assert [c.sha256 for c in store.cases] == [c.sha256 for c in volumes.cases]
+    taken, masks = store.take([5, 0])
+    torch.testing.assert_close(taken, expected[[5, 0]], rtol=1e-4, atol=1e-5)
+    assert torch.equal(masks, volumes.masks[[5, 0]])
+
+
+def test_is_the_same_every_time_and_ignores_the_networks_statistics(tmp_path):
+    network = new_autoencoder()
+    first = encoded(tmp_path / "a", network)
+    network.set_latent_statistics(torch.ones(3), torch.full((3,), 2.0))
+    second = encoded(tmp_path / "b", network)
+    assert np.array_equal(first.latents, second.latents)
+    assert first.digest == second.digest
+
+
+def test_large_volumes_are_encoded_in_tiles_with_the_same_result(tmp_path, monkeypatch):
+    whole = encoded(tmp_path / "a")
+    network = new_autoencoder()
+    network.set_latent_statistics(torch.ones(3), torch.full((3,), 2.0))
+    monkeypatch.setattr(latents, "TILE_VOXELS", 10)
+    tiled = encoded(tmp_path / "b", network)
+    np.testing.assert_allclose(tiled.latents, whole.latents, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_are_those_of_the_whole_split_per_channel(tmp_path):
+    store = encoded(tmp_path / "store")
+    statistics = LatentStatistics.of(store)
+    everything = np.array(store.latents, dtype=np.float64)
+    np.testing.assert_allclose(statistics.shift, everything.mean((0, 2, 3, 4)), rtol=1e-5)
+    np.testing.assert_allclose(statistics.scale, everything.std((0, 2, 3, 4)), rtol=1e-5)
+    normal = statistics.normalise(store.take(range(7))[0]).double()
+    torch.testing.assert_close(normal.mean((0, 2, 3, 4)), torch.zeros(3).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal.std((0, 2, 3, 4), correction=0), torch.ones(3).double(), atol=1e-5, rtol=0)
+    statistics.write(tmp_path / "statistics.json")
+    again = LatentStatistics.read(tmp_path / "statistics.json")
+    assert torch.equal(again.shift, statistics.shift)
+    assert torch.equal(again.scale, statistics.scale)
+    network = new_autoencoder()  # what the network calls normalised is the same thing
+    network.set_latent_statistics(statistics.shift, statistics.scale)
+    with torch.no_grad():
+        theirs = network.encode_latent(volume_set(7, "train").volumes)
+    torch.testing.assert_close(theirs, normal.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_constant_channel_becomes_zeros(tmp_path):
+    network = new_autoencoder()
+    with torch.no_grad():
+        network.to_latent.conv.weight[1] = 0.0
+        network.to_latent.conv.bias[1] = 0.25
+    store = encoded(tmp_path / "store", network)
+    normal = LatentStatistics.of(store).normalise(store.take(range(7))[0])
+    assert float(normal[:, 1].abs().max()) < 0.1
+    assert bool(normal.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["latents.npy", "masks.npy", "store.json"])
+@pytest.mark.parametrize("harm", ["altered", "missing"])
+def test_what_was_altered_is_refused(tmp_path, name, harm):
+    encoded(tmp_path / "store")
+    path = tmp_path / "store" / name
+    if harm == "missing":
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 255
+        path.write_bytes(data)
+    with pytest.raises(UnreadableError, match=f"{name} is missing or .*encode again"):
+        LatentStore.open(tmp_path / "store")
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    encoded(tmp_path / "store")
+    path = tmp_path / "store" / "store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(UnreadableError, match="expected format 1, found 2"):
+        LatentStore.open(tmp_path / "store")
+
+
+def test_broken_statistics_are_refused(tmp_path):
+    path = tmp_path / "statistics.json"
+    path.write_text('{"shift": [0.0]}')
+    with pytest.raises(UnreadableError, match="no latent statistics"):
+        LatentStatistics.read(path)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large|could not be written|requested and \d+ written"):
+            encoded(tmp_path / "store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_leftover_is_replaced_and_so_is_an_older_store(tmp_path):
+    (tmp_path / "store.partial").mkdir()
+    (tmp_path / "store.partial" / "junk").write_text("x")
+    encoded(tmp_path / "store")
+    again = encoded(tmp_path / "store", masked=False)
+    assert again.masks is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["latents.npy", "store.json"]
+
+
+def test_latents_that_are_not_finite_are_refused(tmp_path):
+    volumes = volume_set(3, "train")
+    broken = volumes.volumes.clone()
+    broken[1] = torch.nan
+    with pytest.raises(DataError, match="expected finite latents"):
+        encode_latents(
+            new_autoencoder(), dataclasses.replace(volumes, volumes=broken), tmp_path / "store", CPU, Silent()
+        )
+    assert not (tmp_path / "store").exists()
