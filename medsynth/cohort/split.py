@@ -29,12 +29,15 @@ def assign_splits(
     cases differ counts as the value that is rarer in the cohort), `fixed` a split that is already decided and wins.
     The number of patients per split is within one of its share; small cohorts deviate only to leave no split empty.
 
-    Raises CohortError where there are fewer than three patients, a patient is fixed to two splits, or a split would be
-    empty.
+    Where every patient is fixed, that is the split, whole or not: what a split is needed for decides whether it may be
+    empty. Raises CohortError where there are fewer than three patients to share out, a patient is fixed to two splits,
+    or a split would be empty.
     """
     cases = list(zip(patients, strata, fixed, strict=True))
     decided = _decided(cases)
     total = len(set(patients))
+    if len(decided) == total > 0:
+        return decided
     if total < len(SPLITS):
         raise CohortError(
             f"expected at least {len(SPLITS)} patients, one for each of {', '.join(SPLITS)}, found {total}; add patients"

@@ -23,8 +23,6 @@ from medsynth.training.classifier import predict, train_classifier
 Floats = NDArray[np.float64]
 Features = dict[str, dict[str, Floats]]
 
-LADDER_STRENGTH = 0.3
-"""Damage in the instrument check: noise and shift of 15 % of the intensity range, blur by 30 %."""
 LADDER_SCANS = 64
 """Most held-out scans that are damaged, and most training scans that are planted, for the instrument checks."""
 SMALLEST_AXIS = 16
@@ -152,7 +150,6 @@ class _Audit:
                 training,
                 {space: raw[some] for space, raw in held_out.items()},
                 with_lesions=self.with_lesions,
-                strength=LADDER_STRENGTH,
                 seed=seed,
                 device=self.device,
                 advance=advance,

@@ -72,7 +72,7 @@ def plan_arms(
             notes.append(f"Ratio {ratio:g} asks for {wanted} synthetic scans; there are {synthetic}.")
         if count not in counts:
             counts.add(count)
-            name = f"real + synthetic x {count / real:.2g}"
+            name = f"real + {count} synthetic (x {count / real:.2g})"
             added.append(Plan(name, "synthetic_added", count / real, everything, shuffled[:count]))
     primary = min(added, key=lambda plan: (abs(plan.ratio - 1), plan.ratio))
     count = len(primary.synthetic)

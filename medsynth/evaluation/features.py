@@ -53,6 +53,10 @@ def _random_weights(number: int) -> list[Tensor]:
         fan_in = before * 27
         weights.append(torch.randn(width, before, 3, 3, 3, generator=generator) * (2 / fan_in) ** 0.5)
         before = width
+    # Brightness outweighs everything else in a random filter. Half of the first ones see only differences, so that edges
+    # and texture get a say.
+    edges = weights[0][::2]
+    weights[0][::2] = edges - edges.mean(dim=(2, 3, 4), keepdim=True)
     return weights
 
 

@@ -80,7 +80,7 @@ class LabelledVolumes:
             masks=volumes.masks,
             labels=labels,
             classes=tuple(classes) if label is not None else (),
-            patients=tuple(case.patient or case.case for case in volumes.cases),
+            patients=tuple(case.case if case.origin == "synthetic" else case.patient for case in volumes.cases),
             cases=tuple(case.case for case in volumes.cases),
         )
 

@@ -11,7 +11,15 @@ from medsynth.config.base import plain
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.seeding import derive
 from medsynth.stages.base import Context, Stage, StageResult
-from medsynth.stages.training import follow, last_validation, load_split, network_size, pick_device, reproducible
+from medsynth.stages.training import (
+    CHECKPOINTS,
+    follow,
+    last_validation,
+    load_split,
+    network_size,
+    pick_device,
+    reproducible,
+)
 from medsynth.training.autoencoder import train_autoencoder
 
 SHOWN = 4
@@ -25,7 +33,7 @@ def run(context: Context, folder: Path) -> StageResult:
     train, validation = load_split(context, "train"), load_split(context, "validation")
     network = new_autoencoder(pipeline.seed, **plain(settings.network))
     records = train_autoencoder(
-        network, train, validation, settings, folder=folder / "checkpoints", seed=pipeline.seed, device=device
+        network, train, validation, settings, folder=folder / CHECKPOINTS, seed=pipeline.seed, device=device
     )
     history = follow(context, "training the autoencoder", settings.training, records, folder)
     network.eval()

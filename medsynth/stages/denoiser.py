@@ -25,7 +25,15 @@ from medsynth.models.unet import LatentUNet
 from medsynth.seeding import derive
 from medsynth.stages.base import Context, Stage, StageResult
 from medsynth.stages.files import read_json
-from medsynth.stages.training import follow, last_validation, network_size, pick_device, prepared, reproducible
+from medsynth.stages.training import (
+    CHECKPOINTS,
+    follow,
+    last_validation,
+    network_size,
+    pick_device,
+    prepared,
+    reproducible,
+)
 from medsynth.training.denoiser import train_denoiser
 from medsynth.training.latents import LatentStatistics, LatentStore
 
@@ -48,7 +56,7 @@ def run(context: Context, folder: Path) -> StageResult:
         validation,
         settings,
         statistics=statistics,
-        folder=folder / "checkpoints",
+        folder=folder / CHECKPOINTS,
         seed=pipeline.seed,
         device=device,
     )

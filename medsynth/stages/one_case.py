@@ -28,7 +28,6 @@ from medsynth.imaging.scan import Scan, make_scan, same_grid, spacing_mm
 from medsynth.progress import Advance
 from medsynth.stages.files import file_digest
 
-
 POOL_PAYS_FROM = 200
 """Cases from which worker processes, each of which imports everything first, are faster than going on alone."""
 
@@ -103,8 +102,8 @@ def _prepare_guarded(job: Job) -> Ready | Refused:
 def _prepare_one(job: Job) -> Ready:
     prepare, image_path = job.prepare, job.folder / "images" / f"{job.case}.nii"
     scan, mask = _read(job)
-    pixels = pixel_digest(scan)
     scan, mask = to_ras(scan), None if mask is None else to_ras(mask)
+    pixels = pixel_digest(scan)
     rule = IntensityRule.from_settings(prepare.intensity)
     limits = rule.limits(scan)
     scan = resample(scan, prepare.spacing_mm, "linear")

@@ -54,6 +54,8 @@ def run(context: Context, folder: Path) -> StageResult:
     cases = _with_conditions(pipeline, _with_splits(context, ready, sources, key), ready)
     manifest = Manifest(folder, tuple(sorted(cases, key=lambda case: case.case)), pipeline.conditions)
     manifest.write(folder / "manifest.csv")
+    if any(case.split == "train" for case in manifest.cases):
+        manifest.check_training_values()
     rule = _rule_with_reference(pipeline, manifest)
     write_json(folder / "intensity.json", rule.to_json())
     _write_refused(folder / "left_out.csv", refused)

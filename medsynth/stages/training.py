@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,10 @@ from medsynth.errors import CohortError, UsageError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.stages.base import Context
 from medsynth.stages.files import read_json, write_json
+from medsynth.training.checkpoint import discard_checkpoints
 from medsynth.training.records import Record
+
+CHECKPOINTS = "checkpoints"
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -54,22 +56,21 @@ def load_split(context: Context, split: str) -> VolumeSet:
 def follow(
     context: Context, label: str, settings: Training, records: Iterator[Record], folder: Path
 ) -> list[dict[str, Any]]:
-    """Run a training loop to its end: progress bar, tracker, `history.jsonl`. Returns the history."""
-    path = folder / "history.jsonl"
-    history = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    with context.progress.task(label, settings.steps) as advance, path.open("a", encoding="utf-8") as stream:
+    """Run a training loop to its end: progress bar, tracker, `history.json`. Returns the history.
+
+    A loop that was interrupted tells its earlier records again, so the history is whole.
+    """
+    history = []
+    with context.progress.task(label, settings.steps) as advance:
         before = 0
         for record in records:
             advance(record.step - before)
             before = record.step
-            history = [line for line in history if line["step"] < record.step]
             history.append(_line(record))
-            stream.write(json.dumps(history[-1]) + "\n")
-            stream.flush()
             context.tracker.metrics(_numbers(record), step=record.step)
         advance(max(settings.steps - before, 0))
     write_json(folder / "history.json", history)
-    path.unlink()
+    discard_checkpoints(folder / CHECKPOINTS)
     return history
 
 

@@ -58,7 +58,8 @@ def register_model(
     """Add the model folder to the registry at `uri` as the next version of `name`.
 
     run_id: the run it came from.  sampling: what plain `predict` uses unless told otherwise.  input_example: one row
-    as `predict` takes it, made up from the declaration unless given. Raises ModelFolderError for a folder that is incomplete or altered.
+    as `predict` takes it, made up from the declaration unless given. Raises ModelFolderError for a folder that is
+    incomplete or altered.
     """
     from medsynth.diffusion.model_folder import verify_model
 

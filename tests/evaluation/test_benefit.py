@@ -57,7 +57,7 @@ def _measure(
 def test_a_planted_effect_is_a_benefit(world: World) -> None:
     found = _measure(world, _quality(0.3, 0.3, 2.0, 0.3))
     assert found.verdict.outcome == "benefit"
-    assert found.primary == "real + synthetic x 1"
+    assert found.primary == "real + 24 synthetic (x 1)"
     (against_real,) = (
         d for d in found.differences if d.measure == "auc" and d.arm == found.primary and d.against == "real"
     )
@@ -97,13 +97,13 @@ def test_arms_controls_and_families(world: World) -> None:
         "real": ("real", 24, 0),
         "real + classical augmentation": ("classical", 24, 0),
         "real + duplicated real": ("duplicated", 24, 24),
-        "real + synthetic x 0.5": ("synthetic_added", 24, 12),
-        "real + synthetic x 1": ("synthetic_added", 24, 24),
+        "real + 12 synthetic (x 0.5)": ("synthetic_added", 24, 12),
+        "real + 24 synthetic (x 1)": ("synthetic_added", 24, 24),
         "synthetic only": ("synthetic_only", 0, 24),
     }
     auc = [d for d in found.differences if d.measure == "auc"]
     primary = {(d.arm, d.against) for d in auc if d.family == "primary"}
-    assert primary == {("real + synthetic x 1", "real"), ("real + synthetic x 1", "real + duplicated real")}
+    assert primary == {("real + 24 synthetic (x 1)", "real"), ("real + 24 synthetic (x 1)", "real + duplicated real")}
     assert len(auc) == 7
     for d in auc:
         assert d.p_holm >= d.p_value
@@ -117,14 +117,14 @@ def test_arms_controls_and_families(world: World) -> None:
 
 def test_plans_when_synthetic_scans_are_few_or_of_one_class() -> None:
     plans, primary, notes = benefit.plan_arms(20, np.array([0, 1, 0, 1]), (0.5, 1.0, 2.0), 0)
-    assert [p.name for p in plans if p.kind == "synthetic_added"] == ["real + synthetic x 0.2"] == [primary]
+    assert [p.name for p in plans if p.kind == "synthetic_added"] == ["real + 4 synthetic (x 0.2)"] == [primary]
     assert len(notes) == 3
     (duplicated,) = (p for p in plans if p.kind == "duplicated")
     assert duplicated.added == 4
     plans, primary, notes = benefit.plan_arms(10, np.zeros(40, dtype=np.int64), (0.5, 3.0, 1.5), 0)
     assert "synthetic only" not in [p.name for p in plans]
     assert "one class" in notes[-1]
-    assert primary == "real + synthetic x 0.5"  # as near to 1 as 1.5, and smaller
+    assert primary == "real + 5 synthetic (x 0.5)"  # as near to 1 as 1.5, and smaller
     by_size = sorted((p for p in plans if p.kind == "synthetic_added"), key=lambda p: p.ratio)
     assert set(by_size[0].synthetic) < set(by_size[1].synthetic) < set(by_size[2].synthetic)
 

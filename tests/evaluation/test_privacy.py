@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,3 +126,15 @@ def test_membership_of_scans_that_played_no_part_is_a_blind_guess(world: World) 
             values.setdefault(audit.space, []).append(audit.membership.value)
     for space, found in values.items():
         assert np.mean(found) == pytest.approx(0.5, abs=0.08), (space, found)
+
+
+def test_an_overfitted_model_is_caught_by_distance_and_by_membership(world: World) -> None:
+    train, held_out = world(60, 21), world(40, 22)
+    generator = torch.Generator().manual_seed(0)
+    others = torch.randperm(60, generator=generator)
+    remembered = 0.85 * train.voxels + 0.15 * train.voxels[others]
+    synthetic = replace(train, voxels=remembered + 0.02 * torch.randn(remembered.shape, generator=generator))
+    audits = {audit.space: audit for audit, _ in _audit(train, held_out, synthetic)}
+    assert audits[privacy.CORRELATION].closer.low > 0.5
+    assert audits[privacy.CORRELATION].stands_out.low > 0.5
+    assert audits[privacy.CORRELATION].membership.low > 0.9
