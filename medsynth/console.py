@@ -96,4 +96,6 @@ def as_lines(result: dict[str, Any], indent: str = "") -> Iterator[str]:
 def _value(key: str, value: Any) -> str:
     if key == "seconds":
         return clock(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,11 @@ def run_pipeline(pipeline: Pipeline, folder: Path, only: str | None, *, force: b
     """Run the stages that are not done and say what came of them."""
     from medsynth.tracking.mlflow_tracker import open_tracker
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "expected one process per workspace, found several (torchrun); the loops in medsynth.training run on many, the "
+            "command line on one"
+        )
     workspace = Workspace(folder)
     workspace.create(pipeline)
     with workspace.held():

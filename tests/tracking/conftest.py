@@ -1,7 +1,15 @@
-"""A tiny model folder with random weights, and a reader of everything that a store holds."""
+"""A tiny model folder with random weights, a reader of everything that a store holds, and a real server."""
 
+import contextlib
+import os
 import shutil
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
 
 import pytest
 import torch
@@ -19,6 +27,7 @@ CONDITIONS = {
     "nodule": {"kind": "mask", "labels": {"nodule": 1}, "dropout": 0.1},
 }
 BOX = (16, 8, 16)
+PATIENCE_SECONDS = 120
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +99,34 @@ def dump():
         return b"\n".join(parts)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, empty_store):
+    """A real MLflow server on loopback: its address, and the folder that only it may look into."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--serve-artifacts",
+        "--artifacts-destination", str(folder / "artifacts"),
+    ]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    break
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            assert time.monotonic() < until, (folder / "log").read_text()[-2000:]
+            time.sleep(0.5)
+        yield uri, folder
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from medsynth.stages import chain
 from medsynth.tracking.quiet import mlflow
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("prepare", "autoencoder", "encode", "denoiser", "generate", "evaluate", "register")
+STAGES = tuple(stage.name for stage in chain.STAGES)
 
 
 def test_there_is_one_entry_point_per_stage():

@@ -1,13 +1,5 @@
 """A real MLflow server on loopback: runs, artifacts and models go through it and come back."""
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,38 +12,6 @@ from medsynth.tracking.registry import register_model, resolve, set_alias
 from medsynth.tracking.store import open_client
 
 pytestmark = pytest.mark.slow
-
-PATIENCE_SECONDS = 120
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, empty_store):
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--serve-artifacts",
-        "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    break
-            assert process.poll() is None, (folder / "log").read_text()[-2000:]
-            assert time.monotonic() < until, (folder / "log").read_text()[-2000:]
-            time.sleep(0.5)
-        yield uri, folder
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
 
 
 def test_a_pipeline_is_followed_and_its_model_registered_over_http(server, model_folder, tmp_path):

@@ -80,7 +80,7 @@ def training(**changes: Any) -> Training:
         "log_every": 1,
         "checkpoint_minutes": 1000.0,
     }
-    return Training(**{**base, **changes})
+    return Training(**{**base, "precision": "fp32", **changes})
 
 
 def new_autoencoder(downsampling: int = 2) -> KLAutoencoder:

@@ -12,6 +12,7 @@ import torch
 from toy_task import ToyTask, settings
 
 from medsynth.errors import ConfigError, DivergenceError, InterruptedRun
+from medsynth.training import devices
 from medsynth.training.devices import computes_bf16, open_accelerator, resolve_precision, rows_of_process
 from medsynth.training.loop import train
 from medsynth.training.records import Record
@@ -241,8 +242,11 @@ def test_bf16_is_computed_where_asked_for(tmp_path):
     assert task.seen == torch.float32
 
 
-def test_auto_precision_takes_native_bf16_only():
+def test_auto_precision_takes_native_bf16_only(monkeypatch):
+    monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
     assert resolve_precision("auto", CPU) == "fp32"
+    monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset({"avx512f", "avx512_bf16"}))
+    assert resolve_precision("auto", CPU) == "bf16"
     assert resolve_precision("bf16", CPU) == "bf16"
     assert not computes_bf16(CPU)
 

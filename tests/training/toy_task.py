@@ -55,6 +55,7 @@ def truth(inputs: Tensor) -> Tensor:
 
 def settings(**changes: Any) -> Training:
     base = {
+        "precision": "fp32",
         "steps": 40,
         "batch_size": 8,
         "learning_rate": 1e-2,

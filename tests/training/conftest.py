@@ -1,0 +1,12 @@
+"""Exact comparisons need the same arithmetic on every machine: `auto` is fp32 here, whatever the processor can do."""
+
+from __future__ import annotations
+
+import pytest
+
+from medsynth.training import devices
+
+
+@pytest.fixture(autouse=True)
+def processor_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_cpu_flags", frozenset)
