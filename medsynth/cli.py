@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -15,7 +16,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from medsynth import __version__
-from medsynth.errors import MedsynthError, UsageError
+from medsynth.errors import DataError, MedsynthError, UsageError, says_storage_failed
 
 app = typer.Typer(
     name="medsynth",
@@ -40,6 +41,9 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Do stages again that
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 VerboseOption = Annotated[int, typer.Option("--verbose", "-v", count=True, help="-vv shows tracebacks and warnings.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
+
+TYPER_INTERRUPTED = 130
+"""What typer makes of a KeyboardInterrupt."""
 
 STAGE_VERBS = {
     "prepare": "Read, de-identify and prepare the scans.",
@@ -158,7 +162,7 @@ def generate(
         tracking_uri=tracking_uri, workspace=workspace, overrides=set_ or [], seed=seed, device=device or "auto",
         dry_run=dry_run, screen=_screen(quiet),
     )  # fmt: skip
-    _result(summary, json_)
+    _result(summary, json_, quiet and not dry_run)
 
 
 @app.command()
@@ -172,7 +176,7 @@ def index(
     """Find DICOM series and NIfTI files, one row each; fill in the labels yourself."""
     from medsynth.verbs import index_scans
 
-    _result(index_scans(folder, out, _screen(quiet)), json_)
+    _result(index_scans(folder, out, _screen(quiet)), json_, quiet)
 
 
 @app.command()
@@ -188,7 +192,7 @@ def deidentify(
     """De-identify DICOM files, DICOM to DICOM, with a report."""
     from medsynth.verbs import deidentify_scans
 
-    _result(deidentify_scans(folder, out, key_file, workers, _screen(quiet)), json_)
+    _result(deidentify_scans(folder, out, key_file, workers, _screen(quiet)), json_, quiet)
 
 
 @app.command()
@@ -202,7 +206,7 @@ def init(
     from medsynth.config.shipped import copy_out
 
     written = [str(path) for path in copy_out(folder)]
-    _result({"written": written}, json_)
+    _result({"written": written}, json_, quiet)
 
 
 @app.command()
@@ -270,9 +274,12 @@ def _execute(
         _result(show_plan(settings, folder, only, force=force), json_)
         return
     summary = run_pipeline(settings, folder, only, force=force, screen=screen)
-    _result(summary, json_)
-    if only is not None and any(stage["refused"] for stage in summary["stages"].values()):
-        raise typer.Exit(3)
+    _result(summary, json_, quiet)
+    refused = sum(stage["refused"] for stage in summary["stages"].values())
+    if only is not None and refused:
+        raise DataError(
+            f"{refused} cases were left out, the others went through; the reasons are in {folder / only / 'left_out.csv'}"
+        )
 
 
 def _screen(quiet: bool) -> Any:
@@ -281,9 +288,11 @@ def _screen(quiet: bool) -> Any:
     return Screen(quiet=quiet)
 
 
-def _result(result: dict[str, Any], as_json: bool) -> None:
+def _result(result: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
     if as_json:
-        typer.echo(json.dumps(result, indent=2, default=str))
+        typer.echo(json.dumps(result, indent=2, default=str, allow_nan=False))
+        return
+    if quiet:
         return
     from medsynth.console import as_lines
 
@@ -299,6 +308,8 @@ def guarded(work: Callable[[], Any], *, verbose: int) -> int:
     """Run `work` and turn what it raises into lines on stderr and an exit code."""
     try:
         outcome = work()
+        if outcome == TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
     except MedsynthError as error:
         _fail(str(error), verbose)
         return error.exit_code
@@ -313,13 +324,24 @@ def guarded(work: Callable[[], Any], *, verbose: int) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001 - the last door: whatever comes here is a bug, told without a patient's value
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        _fail(
-            f"a bug in medsynth: {type(error).__name__} at {Path(where.filename).name}:{where.lineno}; -vv shows more",
-            verbose,
-        )
-        return 1
+        return _unforeseen(error, verbose)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _unforeseen(error: Exception, verbose: int) -> int:
+    """A disk that gave way, a place that may not be written, or a bug."""
+    if says_storage_failed(error):
+        _fail("expected room on a working disk, found it full or failing; free some and run the command again", verbose)
+        return 5
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        _fail(f"expected a place that may be read and written, found: {error.strerror}; correct its rights", verbose)
+        return 2
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    _fail(
+        f"a bug in medsynth: {type(error).__name__} at {Path(where.filename).name}:{where.lineno}; -vv shows more",
+        verbose,
+    )
+    return 1
 
 
 def _fail(message: str, verbose: int) -> None:

@@ -6,6 +6,9 @@ came from a patient's record.
 
 from __future__ import annotations
 
+import errno
+import re
+
 
 class MedsynthError(Exception):
     """Base of all errors that are reported to the user without a traceback."""
@@ -79,3 +82,21 @@ class WorkspaceBusyError(InterruptedRun):
 
 class StorageError(InterruptedRun):
     """The disk is full or stopped answering while writing."""
+
+
+_STORAGE_NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE})
+_NUMBER_IN_TEXT = re.compile(r"os error (\d+)")
+_NUMPY_TEXTS = re.compile(r"\d+ requested and \d+ written|[Nn]ot enough free space")
+
+
+def says_storage_failed(error: BaseException) -> bool:
+    """Whether a library's error means that the disk is full or fails.
+
+    Where there is no error number, its text is looked at: safetensors raises no OSError, and numpy one without a number.
+    """
+    if isinstance(error, OSError):
+        if error.errno is not None:
+            return error.errno in _STORAGE_NUMBERS
+        return _NUMPY_TEXTS.search(str(error)) is not None
+    number = _NUMBER_IN_TEXT.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+    return number is not None and int(number[1]) in _STORAGE_NUMBERS

@@ -32,8 +32,7 @@ def run_pipeline(pipeline: Pipeline, folder: Path, only: str | None, *, force: b
             "command line on one"
         )
     workspace = Workspace(folder)
-    workspace.create(pipeline)
-    with workspace.held():
+    with workspace.opened(pipeline):
         planned = plan(chosen(only), pipeline, workspace, force=force)
         if any(line.run for line in planned):
             with open_tracker(pipeline.tracking, folder, pipeline.name) as tracker:
@@ -145,12 +144,14 @@ def index_scans(folder: Path, out: Path, screen: Screen) -> dict[str, Any]:
         raise UsageError(
             f"{out}: expected a new file, found one that exists; it may hold your labels, so choose another name"
         )
+    if not out.parent.is_dir():
+        raise UsageError(f"{out}: expected an existing folder to write into, found none; create it first")
     rows = index_folder(folder)
     write_index(rows, out)
     usable = sum(row.usable for row in rows)
-    for row in rows:
-        if not row.usable:
-            screen.say(f"{row.image}: {row.reason}")
+    for line, row in enumerate(rows, start=2):
+        if not row.usable:  # by its line, because names of files may be names of patients
+            screen.say(f"line {line} of {out.name}: {row.reason.replace(row.image.name, 'the file')}")
     return {"rows": len(rows), "usable": usable, "written": str(out)}
 
 

@@ -15,7 +15,7 @@ from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import CohortError, ConfigError, UsageError
 from medsynth.progress import Progress
 from medsynth.stages.dataset import model_identity, parse_guidance, write_dataset
-from medsynth.stages.files import digest, read_json, write_json
+from medsynth.stages.files import INTENT, digest, discard_half_written, read_json, write_json
 from medsynth.stages.request import MaskSource, Request, draw_requests
 from medsynth.stages.training import pick_device
 from medsynth.tracking.registry import resolve
@@ -64,8 +64,8 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
     partial = _open(question, [(r.case, dict(r.conditions), r.seed) for r in requests], name)
     pipeline = pipeline.to(pick_device(question.device))
     write_dataset(pipeline, requests, sampling, partial, model=name, batch_size=8, progress=progress)
-    (partial / "intent.json").unlink()
     partial.rename(question.out)
+    (question.out / INTENT).unlink()
     return {**plan, "manifest": str(question.out / "manifest.csv")}
 
 
@@ -89,13 +89,16 @@ def _open(question: Question, rows: Any, name: str) -> Path:
         )
     partial = question.out.with_name(f".{question.out.name}.partial")
     mark = digest([name, rows, [question.model, str(question.masks), list(question.overrides)]])
-    intent = partial / "intent.json"
-    if partial.exists() and (not intent.exists() or read_json(intent)["digest"] != mark):
+    intent = partial / INTENT
+    found = read_json(intent)["digest"] if intent.exists() else None
+    begun = partial.is_dir() and any(not entry.name.startswith(".") for entry in partial.iterdir())
+    if begun and found != mark:
         raise UsageError(
             f"{partial}: expected no unfinished work for another request, found some; delete it or choose another --out"
         )
     partial.mkdir(parents=True, exist_ok=True)
     write_json(intent, {"digest": mark})
+    discard_half_written(partial)
     return partial
 
 

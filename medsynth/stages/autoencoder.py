@@ -21,6 +21,7 @@ from medsynth.stages.training import (
     reproducible,
 )
 from medsynth.training.autoencoder import train_autoencoder
+from medsynth.training.checkpoint import discard_checkpoints
 
 SHOWN = 4
 
@@ -39,6 +40,7 @@ def run(context: Context, folder: Path) -> StageResult:
     network.eval()
     network.save_pretrained(folder / "model", safe_serialization=True)
     _save_reconstructions(network, validation.volumes[:SHOWN], device, folder)
+    discard_checkpoints(folder / CHECKPOINTS)
     summary = {"parameters": network_size(network), **last_validation(history)}
     return StageResult(summary)
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medsynth import __version__
 from medsynth.config.pipeline import Pipeline
-from medsynth.errors import MedsynthError, StorageError, UsageError
+from medsynth.errors import MedsynthError, StorageError, UsageError, says_storage_failed
 from medsynth.progress import Progress
 from medsynth.stages.files import digest
 from medsynth.stages.workspace import StageState, Workspace
 from medsynth.tracking.tracker import Tracker
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -123,14 +121,13 @@ def _run_one(stage: Stage, state: StageState, context: Context) -> StageResult:
             seconds = time.monotonic() - start
             numbers = {key: float(value) for key, value in result.summary.items() if isinstance(value, (int, float))}
             tracker.metrics({"seconds": seconds, **numbers})
-    except MedsynthError as error:
-        workspace.event("stopped", stage=stage.name, error=type(error).__name__)
-        raise
-    except OSError as error:
-        if error.errno in DISK_ERRORS:
+    except BaseException as error:
+        with suppress(OSError):  # what stopped the stage is what is reported, not a disk without room for this line
+            workspace.event("stopped", stage=stage.name, error=type(error).__name__)
+        if says_storage_failed(error):
             raise StorageError(
-                f"{stage.name}: expected room on the disk of {workspace.path}, found it full; free some and run the "
-                "same command again, what is done is kept"
+                f"{stage.name}: expected room on the disk of {workspace.path}, found it full or failing; free some and "
+                "run the same command again, what is done is kept"
             ) from None
         raise
     needed = {name: workspace.digest_of(name) or "" for name in stage.needs}

@@ -34,6 +34,7 @@ from medsynth.stages.training import (
     prepared,
     reproducible,
 )
+from medsynth.training.checkpoint import discard_checkpoints
 from medsynth.training.denoiser import train_denoiser
 from medsynth.training.latents import LatentStatistics, LatentStore
 
@@ -63,6 +64,7 @@ def run(context: Context, folder: Path) -> StageResult:
     history = follow(context, "training the denoiser", settings.training, records, folder)
     shutil.rmtree(folder / "model", ignore_errors=True)
     save_model(_assemble(context, network, statistics), folder / "model", provenance(context))
+    discard_checkpoints(folder / CHECKPOINTS)
     return StageResult({"parameters": network_size(network), **last_validation(history)})
 
 

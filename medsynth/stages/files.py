@@ -8,6 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+INTENT = "intent.json"
+"""In a folder that is not finished: the digest of what it is to be made from."""
+HALF_WRITTEN = (".*.part", ".*.tmp")
+"""Names of files that are being written; a kill leaves them there."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` through a temporary sibling, so that a reader never sees half of it."""
@@ -41,3 +46,10 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def discard_half_written(folder: Path) -> None:
+    """Remove what a killed process was writing in `folder` or below."""
+    for pattern in HALF_WRITTEN:
+        for path in folder.rglob(pattern):
+            path.unlink(missing_ok=True)

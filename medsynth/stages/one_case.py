@@ -22,7 +22,7 @@ from medsynth.errors import DataError, RefusedError
 from medsynth.imaging.deidentify import Deidentifier, SecretKey
 from medsynth.imaging.grid import crop_or_pad, resample, to_ras
 from medsynth.imaging.intensity import IntensityRule
-from medsynth.imaging.nifti import write_nifti
+from medsynth.imaging.nifti import is_nifti, write_nifti
 from medsynth.imaging.read import read_mask, read_scan
 from medsynth.imaging.scan import Scan, make_scan, same_grid, spacing_mm
 from medsynth.progress import Advance
@@ -96,7 +96,17 @@ def _prepare_guarded(job: Job) -> Ready | Refused:
     try:
         return _prepare_one(job)
     except (DataError, RefusedError) as error:
-        return Refused(job.source.row, str(error))
+        return Refused(job.source.row, _without_names(str(error), job.source))
+
+
+def _without_names(reason: str, source: SourceCase | MedmnistCase) -> str:
+    """A reason that names no file: hospitals name files after patients, and the row already says which one it is."""
+    if isinstance(source, SourceCase):
+        for path, word in ((source.mask, "the mask"), (source.image, "the image")):
+            if path is not None:
+                reason = reason.replace(str(path), word)
+                reason = reason.replace(path.name, word) if is_nifti(path) else reason
+    return reason
 
 
 def _prepare_one(job: Job) -> Ready:

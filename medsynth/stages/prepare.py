@@ -197,19 +197,15 @@ def _summary(manifest: Manifest, refused: list[Refused], duplicates: int) -> dic
 
 def _external(pipeline: Pipeline) -> Any:
     """Digest of the input files by name, size and time of change: reading a whole archive to see that it is the same
-    would take as long as preparing it."""
+    would take as long as preparing it. Raises what `read_sources` does, so that a wrong table is told before any work.
+    """
     cohort = pipeline.cohort
     if isinstance(cohort, PhantomCohort):
         return None
-    if isinstance(cohort, CsvCohort):
-        try:
-            sources = read_sources(cohort, pipeline.conditions)
-        except DataError:
-            return "unreadable"
-        files = [Path(cohort.csv), *(p for s in sources for p in (s.image, s.mask) if p is not None)]
-    elif isinstance(cohort, FolderCohort):
-        folders = [Path(name) for name in (cohort.images, cohort.masks) if name]
-        files = [path for folder in folders for path in sorted(folder.rglob("*"))]
+    if isinstance(cohort, CsvCohort | FolderCohort):
+        sources = read_sources(cohort, pipeline.conditions)
+        table = [Path(cohort.csv)] if isinstance(cohort, CsvCohort) else []
+        files = [*table, *(path for source in sources for path in (source.image, source.mask) if path is not None)]
     else:
         files = [Path(cohort.npz)]
     return digest([_stamp(path) for path in files])

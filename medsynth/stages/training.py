@@ -16,7 +16,6 @@ from medsynth.errors import CohortError, UsageError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.stages.base import Context
 from medsynth.stages.files import read_json, write_json
-from medsynth.training.checkpoint import discard_checkpoints
 from medsynth.training.records import Record
 
 CHECKPOINTS = "checkpoints"
@@ -70,7 +69,6 @@ def follow(
             context.tracker.metrics(_numbers(record), step=record.step)
         advance(max(settings.steps - before, 0))
     write_json(folder / "history.json", history)
-    discard_checkpoints(folder / CHECKPOINTS)
     return history
 
 

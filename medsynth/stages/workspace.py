@@ -17,10 +17,12 @@ import yaml
 
 from medsynth.config.pipeline import Pipeline
 from medsynth.config.resolved import resolved_yaml
-from medsynth.errors import UsageError, WorkspaceBusyError
-from medsynth.stages.files import digest, read_json, write_json, write_text
+from medsynth.errors import UsageError, WorkspaceBusyError, says_storage_failed
+from medsynth.stages.files import INTENT, digest, discard_half_written, read_json, write_json, write_text
 
 PIPELINE_FILE = "pipeline.yaml"
+RECORD = "stage.json"
+"""In the folder of a finished stage: what it was made from."""
 
 FOLDERS = {"encode": "latents", "generate": "synthetic", "evaluate": "evaluation", "register": "registry"}
 """Stages whose folder is named after what is in it; the others are named after the stage."""
@@ -55,44 +57,45 @@ class Workspace:
         """Folder of the keys, closed to others."""
         return self.path / "secrets"
 
-    def create(self, pipeline: Pipeline) -> None:
-        """Make the folder and keep the resolved pipeline in it.
+    @contextmanager
+    def opened(self, pipeline: Pipeline) -> Iterator[None]:
+        """Make the folder, hold it against other runs, mend what a kill left, and keep the resolved pipeline in it.
 
-        Raises UsageError where the folder cannot be written, is somebody else's, or belongs to another pipeline.
+        Raises UsageError where the folder cannot be written, is somebody else's, or belongs to another pipeline,
+        WorkspaceBusyError where another run is at work in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            foreign = not (self.path / PIPELINE_FILE).exists() and any(
-                entry for entry in self.path.iterdir() if not entry.name.startswith(".")
-            )
+            self._check_ours(pipeline)
             probe = self.path / f".probe.{os.getpid()}"
             probe.touch()
             probe.unlink()
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        except OSError as error:
+            if says_storage_failed(error):
+                raise
             raise UsageError(
-                f"expected a workspace that can be written at {self.path}, found {type(error).__name__}; "
+                f"expected a workspace that can be written at {self.path}, found: {error.strerror}; "
                 "choose another with --workspace"
             ) from None
-        except OSError as error:
-            if error.errno == 30:  # EROFS
-                raise UsageError(
-                    f"expected a workspace that can be written at {self.path}, found a read-only file system; "
-                    "choose another with --workspace"
-                ) from None
-            raise
-        if foreign:
+        with self._held():
+            self._check_ours(pipeline)
+            self._mend()
+            write_text(self.path / PIPELINE_FILE, resolved_yaml(pipeline))
+            self.secrets.mkdir(mode=0o700, exist_ok=True)
+            self.secrets.chmod(0o700)
+            yield
+
+    def _check_ours(self, pipeline: Pipeline) -> None:
+        owner = self.owner()
+        if owner is None and any(entry for entry in self.path.iterdir() if not entry.name.startswith(".")):
             raise UsageError(
                 f"expected a new or earlier workspace at {self.path}, found other files there; choose another with --workspace"
             )
-        owner = self.owner()
         if owner not in (None, pipeline.name):
             raise UsageError(
                 f"expected the workspace of pipeline {pipeline.name!r} at {self.path}, found that of {owner!r}; "
                 "choose another with --workspace"
             )
-        self.secrets.mkdir(mode=0o700, exist_ok=True)
-        self.secrets.chmod(0o700)
-        write_text(self.path / PIPELINE_FILE, resolved_yaml(pipeline))
 
     def owner(self) -> str | None:
         """Name of the pipeline whose workspace this is; None where it is new."""
@@ -103,8 +106,7 @@ class Workspace:
         return str(found["name"]) if isinstance(found, dict) and "name" in found else ""
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the workspace against other runs. Raises WorkspaceBusyError where one is at work."""
+    def _held(self) -> Iterator[None]:
         with (self.path / ".lock").open("a+") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,14 +124,12 @@ class Workspace:
             stream.write(line + "\n")
 
     def state(self, name: str, fingerprint: dict[str, Any]) -> StageState:
-        """Whether a stage that would run with `fingerprint` is already done, and if not, why."""
+        """Whether a stage that would run with `fingerprint` is already done, and if not, why. Changes nothing."""
         mark = digest(fingerprint)
-        self._finish_rename(name)
-        record = self.stage(name) / "stage.json"
+        found = self._record(name)
         resumable = self._intent(name) == mark
-        if not record.exists():
+        if found is None:
             return StageState(False, "was interrupted; will resume" if resumable else "not run yet", mark, resumable)
-        found = read_json(record)
         if found["digest"] == mark:
             return StageState(True, "done", mark)
         changed = sorted(key for key in fingerprint if found["fingerprint"].get(key) != fingerprint[key])
@@ -137,8 +137,8 @@ class Workspace:
 
     def digest_of(self, name: str) -> str | None:
         """Digest of a finished stage; None where it is not there."""
-        record = self.stage(name) / "stage.json"
-        return str(read_json(record)["digest"]) if record.exists() else None
+        found = self._record(name)
+        return None if found is None else str(found["digest"])
 
     def open_partial(self, name: str, mark: str) -> Path:
         """The folder to work in: what an interrupted run with the same digest left, or an empty one."""
@@ -146,26 +146,41 @@ class Workspace:
         if self._intent(name) != mark:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            write_json(folder / "intent.json", {"digest": mark})
+            write_json(folder / INTENT, {"digest": mark})
+        discard_half_written(folder)
         return folder
 
     def commit(self, name: str, record: dict[str, Any]) -> Path:
-        """Make the partial folder the stage's folder; a kill in between is mended by the next look."""
-        folder, target = self.partial(name), self.stage(name)
-        write_json(folder / "stage.json", record)
-        (folder / "intent.json").unlink(missing_ok=True)
-        self._finish_rename(name)
-        return target
+        """Make the partial folder the stage's folder; a kill in between is mended when the workspace is next opened."""
+        folder = self.partial(name)
+        write_json(folder / RECORD, record)
+        self._finish_rename(folder)
+        return self.stage(name)
+
+    def _mend(self) -> None:
+        """Finish what a run was doing with whole folders when it was killed."""
+        for folder in sorted(self.path.glob(".*.partial")):
+            self._finish_rename(folder)
+        for old in sorted(self.path.glob(".*.old")):
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        """What a finished stage noted, be its folder renamed already or not."""
+        for folder in (self.partial(name), self.stage(name)):
+            if (folder / RECORD).exists():
+                return dict(read_json(folder / RECORD))
+        return None
 
     def _intent(self, name: str) -> str | None:
-        path = self.partial(name) / "intent.json"
+        path = self.partial(name) / INTENT
         return str(read_json(path)["digest"]) if path.exists() else None
 
-    def _finish_rename(self, name: str) -> None:
-        """Put a partial folder that is whole (it has its stage.json and no intent any more) in its place."""
-        folder, target = self.partial(name), self.stage(name)
+    def _finish_rename(self, folder: Path) -> None:
+        """Put a partial folder that is whole (it has its record) in its place."""
+        target = folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
         old = target.with_name(f".{target.name}.old")
-        if (folder / "stage.json").exists():
+        if (folder / RECORD).exists():
+            (folder / INTENT).unlink(missing_ok=True)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 target.rename(old)

@@ -23,6 +23,7 @@ _CALLERS_MISTAKES = {
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 }
+_SQLITE_ON_A_BAD_DISK = ("database or disk is full", "disk I/O error")
 
 
 def tracking_uri(settings: Tracking, workspace: Path) -> str:
@@ -88,6 +89,11 @@ def answering(uri: str, *, at_the_door: bool = False) -> Iterator[None]:
         why = error.error_code if isinstance(error, MlflowException) else type(error).__name__
         if why in _CALLERS_MISTAKES:
             raise
+        if any(words in str(error) for words in _SQLITE_ON_A_BAD_DISK):
+            raise StorageError(
+                f"expected room on a working disk for the tracking store {shown_uri(uri)}, found it full or failing; "
+                "free some and run the same command again"
+            ) from error
         if at_the_door:
             raise UsageError(
                 f"expected an MLflow tracking store at {shown_uri(uri)}, found none that answers ({why}): "

@@ -163,9 +163,11 @@ def _write_arrays(
     factor, channels = autoencoder.config["downsampling"], autoencoder.config["latent_channels"]
     grid = volumes.volumes.shape[2:]
     shape = (len(volumes.cases), channels, *(size // factor for size in grid))
-    latents = np.lib.format.open_memmap(folder / LATENTS, mode="w+", dtype=np.float32, shape=shape)
+    head = {"descr": "<f4", "fortran_order": False, "shape": shape}
     at_once = max(1, AT_ONCE_VOXELS // math.prod(grid))
-    with progress.task("encoding", len(volumes.cases)) as advance:
+    # Written and not memory mapped: on a full disk a write is an error, a mapped page the death of the process.
+    with (folder / LATENTS).open("wb") as file, progress.task("encoding", len(volumes.cases)) as advance:
+        np.lib.format.write_array_header_1_0(file, head)
         for start in range(0, len(volumes.cases), at_once):
             means = _means(autoencoder, volumes.volumes[start : start + at_once].to(device)).float().cpu()
             if not bool(means.isfinite().all()):
@@ -173,9 +175,8 @@ def _write_arrays(
                     f"encoding: expected finite latents, found others among cases {start + 1} to {start + len(means)}; "
                     "the autoencoder's training went wrong: train it again with a lower learning rate"
                 )
-            latents[start : start + len(means)] = means.numpy()
+            file.write(means.contiguous().numpy().astype("<f4", copy=False).tobytes())
             advance(len(means))
-    latents.flush()
 
 
 def _means(autoencoder: KLAutoencoder, volumes: Tensor) -> Tensor:
