@@ -165,7 +165,13 @@ def deidentify_scans(folder: Path, out: Path, key_file: Path | None, workers: in
     place = key_file or out.parent / f"{out.name}.key"
     key = SecretKey.load_or_create(place)
     report = deidentify_folder(folder, out, key, workers=workers, progress=screen.progress())
-    for reason, count in sorted(report.summary().items()):
-        screen.say(f"{reason}: {count}")
+    for entry in report.left_out:
+        screen.say(f"file {entry.number}: left out: {entry.reason}")
     report.raise_if_refused()
-    return {"out": str(out), "key": str(place), "key_fingerprint": key.fingerprint, **report.summary()}
+    facts = {
+        "files": report.found,
+        "written": report.written,
+        "patients": report.patients,
+        "left_out": len(report.left_out),
+    }
+    return {"out": str(out), "key": str(place), "key_fingerprint": key.fingerprint, "audit": str(report.audit), **facts}

@@ -54,7 +54,7 @@ class Gates(Settings):
     """Share of synthetic scans nearer to a training scan than the threshold from held-out real scans allows."""
     min_condition_auc: Annotated[float, Field(ge=0, le=1)] | None = 0.6
     """AUC of a classifier trained on real scans, on synthetic scans against the labels they were asked for."""
-    max_frechet_ratio: Positive | None = None
+    max_frechet_ratio: Positive | None = 5.0
     """Frechet distance over its real-versus-real value, in the worst feature space."""
     require_benefit: bool = False
     """Only a verdict of `benefit` passes."""

@@ -35,7 +35,8 @@ def find_pipeline(name: str) -> Path:
             return inside
     raise ConfigError(
         [
-            f"{name}: expected a pipeline file, found none; give a path, or one of {', '.join(pipelines())}{nearest(path.stem, pipelines())}"
+            f"{name}: expected a pipeline file, found none; give a path, or one of {', '.join(pipelines())}"
+            f"{nearest(path.stem, pipelines())}"
         ]
     )
 

@@ -13,6 +13,7 @@ from medsynth.config.generator import Generate, Sampling
 from medsynth.config.load import validated
 from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import CohortError, ConfigError, UsageError
+from medsynth.models.conditions import encode, steering_values
 from medsynth.progress import Progress
 from medsynth.stages.dataset import model_identity, parse_guidance, write_dataset
 from medsynth.stages.files import INTENT, digest, discard_half_written, read_json, write_json
@@ -58,6 +59,8 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         requests = draw_requests(
             settings, declaration, provenance["profile"], masks, count=settings.count, seed=question.seed or 0
         )
+    # A value that the model never saw is told before anything is written.
+    encode(declaration, [steering_values(declaration, request.conditions) for request in requests])
     plan = {"model": name, "scans": len(requests), "out": str(question.out), "sampler": sampling.sampler}
     if dry_run:
         return plan
@@ -166,6 +169,10 @@ def _rows_again(
 ) -> tuple[list[Request], Sampling]:
     """The requests that the rows of a synthetic manifest were made from. Raises CohortError for another model's rows."""
     place = question.again or Path()
+    if question.overrides or question.conditions or question.count or question.masks or question.seed is not None:
+        raise UsageError(
+            "--again makes scans exactly as their rows say: leave out --set, --condition, --count, --masks, --seed"
+        )
     if not place.is_file():
         raise UsageError(f"{place}: expected the manifest.csv of a synthetic dataset, found none")
     rows = [row for row in _rows(place) if not question.cases or row["case"] in question.cases]

@@ -11,7 +11,7 @@ from typing import Any
 
 from medsynth import __version__
 from medsynth.config.pipeline import Pipeline
-from medsynth.errors import MedsynthError, StorageError, UsageError, says_storage_failed
+from medsynth.errors import StorageError, UsageError, says_storage_failed
 from medsynth.progress import Progress
 from medsynth.stages.files import digest
 from medsynth.stages.workspace import StageState, Workspace

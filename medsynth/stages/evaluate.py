@@ -45,6 +45,7 @@ def run(context: Context, folder: Path) -> StageResult:
     _report(context, folder, evidence, real, synthetic)
     context.tracker.artifact(folder / "evidence.json")
     context.tracker.artifact(folder / "report.html")
+    context.tracker.artifact(folder / "pictures")
     summary = _summary(evidence)
     for line in summary.pop("lines"):
         context.say(line)

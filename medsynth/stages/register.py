@@ -9,24 +9,21 @@ from medsynth.evaluation.evidence import Evidence
 from medsynth.evaluation.gates import check_gates
 from medsynth.stages.base import Context, Stage, StageResult
 from medsynth.stages.files import read_json, write_json
-from medsynth.tracking.registry import register_model, set_alias
+from medsynth.tracking.registry import find_registered, register_model, set_alias
 from medsynth.tracking.store import tracking_uri
 
 
 def run(context: Context, folder: Path) -> StageResult:
-    """Register the model folder with the evidence in its tags."""
+    """Register the model folder with the evidence in its tags; a version that a killed run registered is kept."""
     pipeline, workspace = context.pipeline, context.workspace
     evidence = Evidence.from_json(read_json(workspace.stage("evaluate") / "evidence.json"))
     results = check_gates(evidence, pipeline.register_.gates)
     passed = all(result.passed for result in results)
     uri = tracking_uri(pipeline.tracking, workspace.path)
-    registered = register_model(
-        uri,
-        workspace.stage("denoiser") / "model",
-        name=pipeline.register_.name or pipeline.name,
-        tags=_tags(context, evidence, passed),
-        run_id=context.tracker.run_id,
-        sampling=pipeline.generate.sampling,
+    model, name = workspace.stage("denoiser") / "model", pipeline.register_.name or pipeline.name
+    tags = _tags(context, evidence, passed)
+    registered = find_registered(uri, model, name=name, tags=tags) or register_model(
+        uri, model, name=name, tags=tags, run_id=context.tracker.run_id, sampling=pipeline.generate.sampling
     )
     set_alias(uri, registered, "candidate")
     if passed:

@@ -29,5 +29,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+# Logs, with a traceback that quotes the row, what it raises as well.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 __all__ = ["MlflowClient", "MlflowException", "mlflow"]

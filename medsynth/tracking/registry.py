@@ -96,6 +96,16 @@ def register_model(
     return RegisteredVersion(name, int(version.version))
 
 
+def find_registered(uri: str, model_folder: Path, *, name: str, tags: Mapping[str, str]) -> RegisteredVersion | None:
+    """The newest version of `name` that is this model folder with these tags; None where there is none."""
+    wanted = {**tags, CHECKSUMS_TAG: _digest(model_folder / CHECKSUMS)}
+    client = open_client(uri)
+    with answering(uri):
+        versions = client.search_model_versions(f"name='{name}'")
+    same = [int(found.version) for found in versions if wanted.items() <= dict(found.tags).items()]
+    return RegisteredVersion(name, max(same)) if same else None
+
+
 def set_alias(uri: str, registered: RegisteredVersion, alias: str) -> None:
     """Point `alias` at this version; whatever version had it before loses it."""
     client = open_client(uri)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from ward import Ward, write_ward
 
 from medsynth.config.load import load_pipeline
 from medsynth.config.pipeline import Pipeline
@@ -28,10 +29,10 @@ prepare:
   split: {train: 0.5, validation: 0.25, test: 0.25, stratify: diagnosis}
 autoencoder:
   network: {downsampling: 2, latent_channels: 2, width: 8, blocks: 1}
-  training: {steps: 6, batch_size: 2, warmup_steps: 1, validate_every: 3, log_every: 2}
+  training: {steps: 6, batch_size: 2, warmup_steps: 1, validate_every: 3, log_every: 2, checkpoint_minutes: 0.000001}
 denoiser:
   network: {widths: [16], blocks: 1, head_channels: 8, mask_channels: 4}
-  training: {steps: 6, batch_size: 2, warmup_steps: 1, validate_every: 3, log_every: 2}
+  training: {steps: 6, batch_size: 2, warmup_steps: 1, validate_every: 3, log_every: 2, checkpoint_minutes: 0.000001}
 generate:
   count: 8
   sampling: {sampler: flow_euler, evaluations: 2}
@@ -40,6 +41,7 @@ evaluate:
   bootstrap: 100
   pictures: 2
 tracking: {system_metrics: false}
+compute: {device: cpu, threads: 1}
 """
 
 
@@ -94,3 +96,25 @@ def run_tiny(tiny_file: Path) -> Callable[..., Ears]:
         return ears
 
     return run
+
+
+@pytest.fixture
+def fresh(finished: Path, tmp_path: Path) -> Path:
+    """A workspace in which nothing was done but opening the tracking store, which takes seconds."""
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    for name in ("mlflow.db", "pipeline.yaml"):
+        shutil.copy(finished / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ward_template(tmp_path_factory: pytest.TempPathFactory) -> Ward:
+    return write_ward(tmp_path_factory.mktemp("ward"))
+
+
+@pytest.fixture
+def ward(ward_template: Ward, tmp_path: Path) -> Ward:
+    """A cohort with names all over it, to spoil."""
+    shutil.copytree(ward_template.folder, tmp_path / "ward")
+    return Ward(tmp_path / "ward")
