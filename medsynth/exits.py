@@ -31,7 +31,9 @@ def guarded(work: Callable[[], Any], *, verbose: int) -> int:
     except TyperException as error:
         _fail(error.format_message(), verbose)
         return 2
-    except (KeyboardInterrupt, Abort):
+    except (KeyboardInterrupt, Abort) as stop:
+        if isinstance(stop.__cause__, EOFError):  # typer takes it for the end of a dialogue; there is none here
+            return _unforeseen(stop.__cause__, verbose)
         _fail("interrupted; what is done is kept, run the same command again to go on", verbose)
         return 5
     except BrokenPipeError:

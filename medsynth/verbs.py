@@ -118,6 +118,9 @@ def generate_from_model(
 
     if out is None:
         raise UsageError("generate: expected --out FOLDER with --model, found none; name a new folder for the dataset")
+    database = None if workspace is None else workspace.resolve() / "mlflow.db"
+    if database is not None and tracking_uri is None and not database.is_file():
+        raise UsageError(f"{workspace}: expected a workspace with a registry, found none; check --workspace")
     question = Question(
         model=model,
         out=out,
@@ -126,7 +129,7 @@ def generate_from_model(
         masks=masks,
         again=again,
         cases=tuple(cases),
-        tracking_uri=tracking_uri or (f"sqlite:///{workspace.resolve() / 'mlflow.db'}" if workspace else None),
+        tracking_uri=tracking_uri or (f"sqlite:///{database}" if database else None),
         overrides=tuple(overrides),
         seed=seed,
         device=device,

@@ -76,6 +76,8 @@ class DenoiserNetwork(Settings):
     head_channels: Annotated[int, Field(ge=8, multiple_of=8)] = 32
     mask_channels: Count = 16
     """Channels that the mask condition is folded into before it joins the input."""
+    positions: bool = True
+    """Tell the network where in the box each place is: needed where scans are aligned, such as crops around a finding."""
 
     @model_validator(mode="after")
     def _levels(self) -> DenoiserNetwork:

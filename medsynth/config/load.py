@@ -150,8 +150,12 @@ def _override(root: type[BaseModel], data: dict[str, Any], origins: Origins, tex
 
 
 def _origin(origins: Origins, key: KeyPath, source: str) -> str:
-    """Where the nearest enclosing key was said."""
-    for end in range(len(key), 0, -1):
+    """Where the key was said: itself or its kind, else something inside it, else the nearest enclosing key."""
+    inside = [known for known in origins if len(known) > len(key) and known[: len(key)] == key]
+    for known in ((*key, "kind"), key, *inside):
+        if known in origins:
+            return origins[known]
+    for end in range(len(key) - 1, 0, -1):
         if key[:end] in origins:
             return origins[key[:end]]
     return f"{source}:1" if source.endswith((".yaml", ".yml")) else source

@@ -20,7 +20,8 @@ def build_classifier(kind: ClassifierKind, classes: int, seed: int) -> nn.Module
     """A fresh classifier: volumes [B, 1, X, Y, Z] to logits [B, classes].
 
     An axis has at least 16 voxels (densenet121: 32). `resnet10` (He 2016, in 3D as Chen 2019) and `densenet121`
-    (Huang 2017) are MONAI's; `small` is MONAI's ResNet with one block per stage and few channels (0.6 million weights). All use group norm
+    (Huang 2017) are MONAI's; `small` is MONAI's ResNet with one block per stage and few channels (0.6 million weights).
+    All use group norm
     (Wu 2018) in place of batch norm: batches here are small, and batch statistics would let the mix of real and
     synthetic scans in a batch change what is computed for each of them. The norms are exchanged here, since MONAI's
     ResNet hands its `norm` setting to the first layer only.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -18,6 +19,9 @@ from medsynth.models.conditions import ConditionEncoder, Declaration
 
 ANGLE_FREQUENCIES = 32
 HIGHEST_ANGLE_FREQUENCY = 512.0
+
+PLACE_WAVES = (1.0, 2.0, 4.0)
+"""Half waves over the box: the coarsest tells left from right, the finest about an eighth of the box."""
 
 
 class Level(nn.Module):
@@ -35,13 +39,22 @@ class Level(nn.Module):
         return self.blocks[-1](self.attention(x), vector)
 
 
+def grid_waves(grid: Sequence[int], device: torch.device) -> Tensor:
+    """Sines and cosines [X, Y, Z, 6 * len(PLACE_WAVES)] of each axis' coordinate, which runs from -1 to 1 over the box."""
+    axes = [torch.linspace(-1, 1, size, device=device) if size > 1 else torch.zeros(1, device=device) for size in grid]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[..., None]  # [X, Y, Z, 3, 1]
+    phases = places * (math.pi / 2) * torch.tensor(PLACE_WAVES, device=device)
+    return torch.cat([phases.sin(), phases.cos()], -1).flatten(-2)
+
+
 class LatentUNet(ModelMixin, ConfigMixin):
     """Noisy latent, noise angle and conditions to whatever the objective predicts, on the same grid.
 
     `widths` gives the channels per level, each further level on half the grid; `attention` the kind per level (one
-    serves all). The mask condition joins at the input; everything else steers by scale and shift in every block. The
-    output layer starts at zero. `conditions` is a declaration (see `medsynth.models.conditions`) and travels in the
-    config.
+    serves all). The mask condition joins at the input; everything else steers by scale and shift in every block.
+    `positions` tells the first level where in the box each place is: convolutions and linear attention cannot know, and
+    a crop that is centred on something cannot be learned without it. The output layer starts at zero. `conditions` is a
+    declaration (see `medsynth.models.conditions`) and travels in the config.
     """
 
     @register_to_config
@@ -55,6 +68,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         head_channels: int = 32,
         mask_channels: int = 16,
         conditions: Declaration | None = None,
+        positions: bool = False,
     ) -> None:
         super().__init__()
         kinds = [cast("Kind", kind) for kind in attention]
@@ -68,6 +82,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
             nn.Linear(2 * ANGLE_FREQUENCIES, vector_width), nn.SiLU(), nn.Linear(vector_width, vector_width)
         )
         self.stem = Convolution(latent_channels + self.condition_encoder.mask_channels, widths[0])
+        self.place = nn.Linear(6 * len(PLACE_WAVES), widths[0], bias=False) if positions else None
         levels = [(width, blocks, vector_width, head_channels, kind) for width, kind in zip(widths, kinds, strict=True)]
         self.down_levels = nn.ModuleList(Level(*level) for level in levels)
         self.up_levels = nn.ModuleList(Level(*level) for level in levels)
@@ -99,6 +114,8 @@ class LatentUNet(ModelMixin, ConfigMixin):
         if field is not None:
             h = torch.cat([h, field.to(h.dtype)], -1)
         h = self.stem(h)
+        if self.place is not None:
+            h = h + self.place(grid_waves(grid, x.device).to(self.dtype)).to(h.dtype)
         skips: list[Tensor] = []
         for level, down in zip(self.down_levels, self.downs, strict=False):
             h = level(h, vector)

@@ -12,10 +12,10 @@ from medsynth.config.explain import nearest
 from medsynth.config.generator import Generate, Sampling
 from medsynth.config.load import validated
 from medsynth.diffusion.model_folder import load_model
-from medsynth.errors import CohortError, ConfigError, UsageError
+from medsynth.errors import CohortError, ConfigError, UsageError, says_storage_failed
 from medsynth.models.conditions import encode, steering_values
 from medsynth.progress import Progress
-from medsynth.stages.dataset import model_identity, parse_guidance, write_dataset
+from medsynth.stages.dataset import check_masks, model_identity, parse_guidance, write_dataset
 from medsynth.stages.files import INTENT, digest, discard_half_written, read_json, write_json
 from medsynth.stages.request import MaskSource, Request, draw_requests
 from medsynth.stages.training import pick_device
@@ -64,8 +64,9 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
     plan = {"model": name, "scans": len(requests), "out": str(question.out), "sampler": sampling.sampler}
     if dry_run:
         return plan
-    partial = _open(question, [(r.case, dict(r.conditions), r.seed) for r in requests], name)
+    check_masks(pipeline, requests)
     pipeline = pipeline.to(pick_device(question.device))
+    partial = _open(question, [(r.case, dict(r.conditions), r.seed) for r in requests], name)
     write_dataset(pipeline, requests, sampling, partial, model=name, batch_size=8, progress=progress)
     partial.rename(question.out)
     (question.out / INTENT).unlink()
@@ -99,7 +100,14 @@ def _open(question: Question, rows: Any, name: str) -> Path:
         raise UsageError(
             f"{partial}: expected no unfinished work for another request, found some; delete it or choose another --out"
         )
-    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if says_storage_failed(error):
+            raise
+        raise UsageError(
+            f"{question.out}: expected a folder that can be made, found: {error.strerror}; choose another with --out"
+        ) from None
     write_json(intent, {"digest": mark})
     discard_half_written(partial)
     return partial

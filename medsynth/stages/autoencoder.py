@@ -11,8 +11,10 @@ from medsynth.config.base import plain
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.seeding import derive
 from medsynth.stages.base import Context, Stage, StageResult
+from medsynth.stages.files import file_digest
 from medsynth.stages.training import (
     CHECKPOINTS,
+    WEIGHTS,
     follow,
     last_validation,
     load_split,
@@ -41,8 +43,8 @@ def run(context: Context, folder: Path) -> StageResult:
     network.save_pretrained(folder / "model", safe_serialization=True)
     _save_reconstructions(network, validation.volumes[:SHOWN], device, folder)
     discard_checkpoints(folder / CHECKPOINTS)
-    summary = {"parameters": network_size(network), **last_validation(history)}
-    return StageResult(summary)
+    weights = file_digest(folder / "model" / WEIGHTS)
+    return StageResult({"parameters": network_size(network), "weights": weights, **last_validation(history)})
 
 
 def new_autoencoder(seed: int, **config: int) -> KLAutoencoder:

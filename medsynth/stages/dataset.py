@@ -81,11 +81,7 @@ def _batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
 def _generate_batch(
     pipeline: LatentVolumePipeline, batch: list[Request], sampling: Sampling, folder: Path, model: str, batch_size: int
 ) -> None:
-    geometry = pipeline.geometry
-    blank = make_scan(
-        np.zeros(geometry["box"], np.float32), _affine(geometry), modality=geometry["modality"], unit=geometry["unit"]
-    )
-    masks = [None if request.mask is None else _load_mask(request.mask, blank) for request in batch]
+    masks = [_load_mask(pipeline, request) for request in batch]
     steered = [{name: request.conditions.get(name) for name in pipeline.condition_declaration} for request in batch]
     out = pipeline(
         steered,
@@ -109,13 +105,31 @@ def _affine(geometry: Mapping[str, Any]) -> np.ndarray:
     return affine
 
 
-def _load_mask(path: Path, like: Scan) -> Scan:
-    """A mask of the model's box; where it lies in the world does not matter, because a synthetic scan has its own."""
-    mask = read_nifti(path)
+def check_masks(pipeline: LatentVolumePipeline, requests: Sequence[Request]) -> None:
+    """Raise DataError for a mask that cannot be used, before anything is written."""
+    for request in {request.mask: request for request in requests}.values():
+        _load_mask(pipeline, request)
+
+
+def _load_mask(pipeline: LatentVolumePipeline, request: Request) -> Scan | None:
+    """A mask of the model's box; where it lies in the world does not matter, because a synthetic scan has its own.
+
+    Errors name the scan that was asked for, and not the file: it may be called after a patient.
+    """
+    if request.mask is None:
+        return None
+    geometry = pipeline.geometry
+    like = make_scan(
+        np.zeros(geometry["box"], np.float32), _affine(geometry), modality=geometry["modality"], unit=geometry["unit"]
+    )
+    try:
+        mask = read_nifti(request.mask)
+    except DataError as error:
+        raise type(error)(f"mask for {request.case}: {error}".replace(request.mask.name, "the file")) from None
     if tuple(mask.shape) != tuple(like.shape):
         raise DataError(
-            f"{path.name}: expected a mask of {list(like.shape[1:])} voxels, as the model's box, found {list(mask.shape[1:])}; "
-            "prepare it with the same settings"
+            f"mask for {request.case}: expected {list(like.shape[1:])} voxels, as the model's box, found "
+            f"{list(mask.shape[1:])}; prepare it with the same settings"
         )
     return same_grid(like, np.asarray(mask, dtype=np.uint8))
 

@@ -19,7 +19,6 @@ from medsynth.config.pipeline import Pipeline
 from medsynth.diffusion.model_folder import save_model
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.pipeline import LatentVolumePipeline
-from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.models.conditions import declare
 from medsynth.models.unet import LatentUNet
 from medsynth.seeding import derive
@@ -29,6 +28,7 @@ from medsynth.stages.training import (
     CHECKPOINTS,
     follow,
     last_validation,
+    load_autoencoder,
     network_size,
     pick_device,
     prepared,
@@ -83,7 +83,7 @@ def _new_network(pipeline: Pipeline, latent_channels: int) -> LatentUNet:
 def _assemble(context: Context, network: LatentUNet, statistics: LatentStatistics) -> LatentVolumePipeline:
     pipeline = context.pipeline
     manifest, rule = prepared(context)
-    autoencoder = KLAutoencoder.from_pretrained(context.workspace.stage("autoencoder") / "model", local_files_only=True)
+    autoencoder = load_autoencoder(context)
     autoencoder.set_latent_statistics(statistics.shift, statistics.scale)
     training = manifest.split("train").cases
     return LatentVolumePipeline(
@@ -156,6 +156,6 @@ def provenance(context: Context) -> dict[str, Any]:
 STAGE = Stage(
     name="denoiser",
     needs=("prepare", "autoencoder", "encode"),
-    settings=lambda pipeline: plain(pipeline.denoiser),
+    settings=lambda pipeline: [plain(pipeline.denoiser), declare(pipeline.conditions)],
     run=run,
 )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.stages.base import Context, Stage, StageResult
-from medsynth.stages.training import load_split, pick_device, reproducible
+from medsynth.stages.training import load_autoencoder, load_split, pick_device, reproducible
 from medsynth.training.latents import LatentStatistics, encode_latents
 
 
@@ -14,7 +13,7 @@ def run(context: Context, folder: Path) -> StageResult:
     """Write the latents of both splits and the training split's shift and scale per channel."""
     reproducible(context.pipeline)
     device = pick_device(context.pipeline.compute.device)
-    network = KLAutoencoder.from_pretrained(context.workspace.stage("autoencoder") / "model", local_files_only=True)
+    network = load_autoencoder(context)
     network.to(device).eval()
     train = encode_latents(network, load_split(context, "train"), folder / "train", device, context.progress)
     statistics = LatentStatistics.of(train)

@@ -221,12 +221,17 @@ def _stamp(path: Path) -> list[Any]:
     return [str(path), found.st_size, found.st_mtime_ns]
 
 
+def _as_column(condition: dict[str, Any]) -> dict[str, Any]:
+    """What a condition means for the manifest; how the generator is steered by it is the denoiser's matter."""
+    return {key: value for key, value in condition.items() if key not in ("dropout", "steer")}
+
+
 STAGE = Stage(
     name="prepare",
     needs=(),
     settings=lambda pipeline: [
         plain(pipeline.cohort),
-        {name: plain(condition) for name, condition in pipeline.conditions.items()},
+        {name: _as_column(plain(condition)) for name, condition in pipeline.conditions.items()},
         plain(pipeline.prepare),
     ],
     run=run,

@@ -12,13 +12,15 @@ from medsynth.cohort.manifest import Manifest
 from medsynth.cohort.volumes import VolumeSet, load_volumes
 from medsynth.config.generator import Training
 from medsynth.config.pipeline import Pipeline
-from medsynth.errors import CohortError, UsageError
+from medsynth.errors import CohortError, UnreadableError, UsageError
 from medsynth.imaging.intensity import IntensityRule
+from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.stages.base import Context
-from medsynth.stages.files import read_json, write_json
+from medsynth.stages.files import file_digest, read_json, write_json
 from medsynth.training.records import Record
 
 CHECKPOINTS = "checkpoints"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -26,7 +28,7 @@ def pick_device(wanted: str) -> torch.device:
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
         return torch.device("cuda" if present["cuda"] else "cpu")
-    if not present[wanted]:
+    if not present.get(wanted):
         raise UsageError(
             f"compute.device: expected one of {', '.join(name for name, here in present.items() if here)} on this machine, "
             f"found {wanted}"
@@ -50,6 +52,19 @@ def load_split(context: Context, split: str) -> VolumeSet:
             f"expected cases in the split {split!r}, found none; add patients, or give some the split in the cohort's table"
         )
     return load_volumes(part, rule, context.progress)
+
+
+def load_autoencoder(context: Context) -> KLAutoencoder:
+    """The network of the autoencoder stage. Raises UnreadableError where its weights are not those that were trained."""
+    folder = context.workspace.stage("autoencoder")
+    weights = folder / "model" / WEIGHTS
+    expected = read_json(folder / "stage.json")["summary"].get("weights")
+    if not weights.is_file() or (expected is not None and file_digest(weights) != expected):
+        raise UnreadableError(
+            "the autoencoder's weights are missing or were changed after training; run `medsynth autoencoder` with --force"
+        )
+    network: KLAutoencoder = KLAutoencoder.from_pretrained(folder / "model", local_files_only=True)
+    return network
 
 
 def follow(

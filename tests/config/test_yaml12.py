@@ -14,7 +14,8 @@ from medsynth.config.yaml12 import YamlError, parse
     [
         ("1e-4", 1e-4), ("1.5e3", 1500.0), (".5", 0.5), ("-2", -2), ("012", 12), ("0o17", 15), ("0xff", 255),
         ("no", "no"), ("yes", "yes"), ("on", "on"), ("true", True), ("False", False), ("null", None), ("~", None), ("", None),
-        ("'012'", "012"), ('"true"', "true"), ("2026-11-20", "2026-11-20"), ("1:30", "1:30"), ("1_000", "1_000"), (".inf", math.inf),
+        ("'012'", "012"), ('"true"', "true"), ("2026-11-20", "2026-11-20"), ("1:30", "1:30"), ("1_000", "1_000"),
+        (".inf", math.inf),
     ],
 )  # fmt: skip
 def test_scalars_follow_the_core_schema(text: str, value: object) -> None:

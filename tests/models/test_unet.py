@@ -187,3 +187,21 @@ def test_it_learns_to_tell_its_condition() -> None:
         loss.backward()
         optimiser.step()
     assert loss.item() < 0.05
+
+
+def test_positions_tell_places_apart_and_travel_in_the_config(tmp_path: Path) -> None:
+    """Without positions a constant input with periodic neighbours gives the same answer everywhere inside; with them not."""
+    torch.manual_seed(0)
+    network = LatentUNet(latent_channels=2, downsampling=2, widths=(16,), blocks=1, head_channels=8, positions=True)
+    torch.nn.init.normal_(network.head.conv.weight)
+    x, angle = torch.ones(1, 2, 24, 24, 24), torch.tensor([0.7])
+    aware = network(x, angle, {})
+    weights = network.place.weight.detach().clone()
+    torch.nn.init.zeros_(network.place.weight)
+    blind = network(x, angle, {})
+    inside = (..., slice(8, 16), slice(8, 16), slice(8, 16))
+    assert blind[inside].std((2, 3, 4)).max() < 1e-5
+    assert aware[inside].std((2, 3, 4)).min() > 1e-3
+    network.place.weight.data = weights
+    network.save_pretrained(tmp_path)
+    torch.testing.assert_close(LatentUNet.from_pretrained(tmp_path)(x, angle, {}), aware)

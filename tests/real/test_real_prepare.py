@@ -71,7 +71,11 @@ def test_ct_and_mr_come_through_and_the_irregular_series_is_refused_with_its_rea
 
 
 def test_a_hu_window_refuses_the_mr_series(tmp_path: Path) -> None:
-    lines = ["patient,image,split", f"p1,{DATA / 'dicom' / 'ct_abdomen_j2k'},train", f"p2,{DATA / 'dicom' / 'mr_t1_head'},train"]
+    lines = [
+        "patient,image,split",
+        f"p1,{DATA / 'dicom' / 'ct_abdomen_j2k'},train",
+        f"p2,{DATA / 'dicom' / 'mr_t1_head'},train",
+    ]
     (tmp_path / "cohort.csv").write_text("\n".join(lines) + "\n")
     text = DICOM.replace("{kind: percentiles, low: 0, high: 100}", "{kind: hu_window}")
     (tmp_path / "mixed.yaml").write_text(text)
@@ -85,7 +89,11 @@ def test_lidc_crops_come_to_one_box_by_patient(tmp_path: Path) -> None:
     head, body = table[0].split(","), table[1:61]
     small = [",".join(head), *body]
     (tmp_path / "few.csv").write_text("\n".join(small) + "\n")
-    overrides = [f"cohort.csv={tmp_path / 'few.csv'}", f"cohort.root={DATA / 'lidc_nodules'}", "tracking.system_metrics=false"]
+    overrides = [
+        f"cohort.csv={tmp_path / 'few.csv'}",
+        f"cohort.root={DATA / 'lidc_nodules'}",
+        "tracking.system_metrics=false",
+    ]
     assert prepare("lidc_nodules", tmp_path / "w", *(part for o in overrides for part in ("--set", o))) == 0
     found = rows(tmp_path / "w" / "prepare" / "manifest.csv")
     assert len(found) == 60
@@ -108,7 +116,8 @@ def test_hippocampus_sizes_are_split_at_the_training_median(tmp_path: Path, monk
     training = [row["size"] for row in found if row["split"] == "train"]
     assert abs(training.count("small") - training.count("large")) <= 1
     volumes = {
-        row["case"]: int((np.asarray(nibabel.load(tmp_path / "w" / "prepare" / row["mask"]).dataobj) > 0).sum()) for row in found
+        row["case"]: int((np.asarray(nibabel.load(tmp_path / "w" / "prepare" / row["mask"]).dataobj) > 0).sum())
+        for row in found
     }
     assert max(volumes[r["case"]] for r in found if r["size"] == "small") < min(
         volumes[r["case"]] for r in found if r["size"] == "large"

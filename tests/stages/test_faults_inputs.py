@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -311,9 +312,21 @@ def test_a_cohort_of_three_cases(ward: Ward, fresh: Path, medsynth: Any) -> None
     assert not leaks(names, outcome.out, outcome.err, folder=fresh)
 
 
+@pytest.mark.slow
+def test_three_cases_without_conditions_come_to_an_honest_end(ward: Ward, fresh: Path, medsynth: Any) -> None:
+    """One case in each split is enough to run and too little to measure anything: said so, and the model no champion."""
+    text = re.sub(r"conditions:.*?prepare:", "prepare:", ward.pipeline.read_text(), flags=re.DOTALL)
+    ward.pipeline.write_text(text.replace(", stratify: diagnosis", ""))
+    ward.keep(3)
+    outcome = medsynth("run", ward.pipeline, "--workspace", fresh, "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["stages"]["register"]["aliases"] == "candidate"
+    for section in ("fidelity", "privacy", "benefit", "condition"):
+        assert f"{section}: not measured" in outcome.err
+
+
 def test_a_cohort_of_two_cases(ward: Ward, fresh: Path, medsynth: Any) -> None:
     ward.write([ward.rows()[row] for row in (0, 2)])
-    ward.pipeline.write_text(ward.pipeline.read_text().replace("[benign, malignant]", "[benign, malignant]"))
     outcome = medsynth("run", ward.pipeline, "--workspace", fresh, "-q")
     assert outcome.code == 3
     assert len(outcome.err.splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -116,7 +117,8 @@ def test_a_stage_does_not_use_a_spoilt_model_either(workspace: Path, tiny_file: 
 
 def test_spoilt_results_of_earlier_stages(workspace: Path, tiny_file: Path, medsynth: Any) -> None:
     """A prepared scan, a latent and the autoencoder's weights that were altered are found where they are used."""
-    image = next((workspace / "prepare" / "images").iterdir())
+    with (workspace / "prepare" / "manifest.csv").open(newline="", encoding="utf-8") as stream:
+        image = workspace / "prepare" / next(row["image"] for row in csv.DictReader(stream) if row["split"] == "train")
     whole = image.read_bytes()
     image.write_bytes(whole[:-64])
     weights = workspace / "autoencoder" / "model" / "diffusion_pytorch_model.safetensors"
@@ -160,7 +162,7 @@ QUESTIONS = [
     (["--set", "sampling.evaluatoins=3"], 2, "evaluations"),
     (["--set", "sampling.sampler=flow_eulr"], 2, "flow_euler"),
     (["--masks", "nowhere"], 3, "expected mask files"),
-    (["--again", "nowhere.csv"], 2, "manifest.csv"),
+    (["--again", "nowhere.csv"], 2, "leave out"),
     (["--device", "cuda:99"], 2, "device"),
 ]
 

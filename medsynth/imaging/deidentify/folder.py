@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels.utils import get_expected_length
 
 from medsynth.errors import DataError, PrivacyError, UsageError
 from medsynth.imaging.deidentify.driver import Deidentifier
@@ -162,6 +163,9 @@ def _process(task: _Task, deidentifier: Deidentifier) -> Outcome:
             return Outcome("unreadable", "a damaged or truncated DICOM file")
         try:
             clean = deidentifier.dataset(original)
+            if _cut_short(clean):
+                deidentifier.take_report()
+                return Outcome("unreadable", "a DICOM file that ends before its pixels do")
             data = _to_bytes(clean)
             leaks = scan_bytes(identifying_values(original), data)
         except PrivacyError as error:
@@ -184,6 +188,14 @@ def _process(task: _Task, deidentifier: Deidentifier) -> Outcome:
     draft = Path(task.out) / DRAFTS / f"{task.index}.dcm"
     draft.write_bytes(data)
     return Outcome("written", "", name, counts)
+
+
+def _cut_short(dataset: pydicom.Dataset) -> bool:
+    """Whether an image lacks pixels: pydicom takes the end of a file for the end of the dataset, wherever that is."""
+    if "PixelData" not in dataset:
+        return True
+    compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
+    return not compressed and len(dataset.PixelData) < get_expected_length(dataset)
 
 
 def _to_bytes(clean: pydicom.Dataset) -> bytes:
