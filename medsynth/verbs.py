@@ -68,7 +68,11 @@ def show_plan(pipeline: Pipeline, folder: Path, only: str | None, *, force: bool
     workspace = Workspace(folder)
     cases = _case_count(pipeline)
     voxels = int(np.prod(pipeline.prepare.box))
-    needed = (cases * 2 + pipeline.generate.count) * voxels * BYTES_PER_STORED_VOXEL
+    generate = pipeline.generate
+    scans = sum(generate.counts.values()) or generate.count
+    if generate.ratio_of_training is not None:
+        scans = round(generate.ratio_of_training * pipeline.prepare.split.train * cases)
+    needed = (cases * 2 + scans) * voxels * BYTES_PER_STORED_VOXEL
     parent = next(place for place in (folder, *folder.parents) if place.exists())
     return {
         "pipeline": pipeline.name,
@@ -78,7 +82,7 @@ def show_plan(pipeline: Pipeline, folder: Path, only: str | None, *, force: bool
             for line in plan(chosen(only), pipeline, workspace, force=force)
         },
         "cases": cases,
-        "synthetic_scans": sum(pipeline.generate.counts.values()) or pipeline.generate.count,
+        "synthetic_scans": scans,
         "disk_needed_mb": round(needed / 1e6, 1),
         "disk_free_mb": round(shutil.disk_usage(parent).free / 1e6, 1),
     }
