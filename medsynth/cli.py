@@ -56,21 +56,25 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@app.command()
-def run(
-    pipeline: PipelineName,
-    workspace: WorkspaceOption = None,
-    set_: SetOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    dry_run: DryRunOption = False,
-    force: ForceOption = False,
-    json_: JsonOption = False,
-    verbose: VerboseOption = 0,
-    quiet: QuietOption = False,
-) -> None:
-    """Run every stage in order; stages that are done are skipped."""
-    _execute(pipeline, None, workspace, set_, seed, device, dry_run, force, json_, quiet)
+def _add_pipeline_verb(name: str, text: str, stage: str | None) -> None:
+    def verb(
+        pipeline: PipelineName,
+        workspace: WorkspaceOption = None,
+        set_: SetOption = None,
+        seed: SeedOption = None,
+        device: DeviceOption = None,
+        dry_run: DryRunOption = False,
+        force: ForceOption = False,
+        json_: JsonOption = False,
+        verbose: VerboseOption = 0,
+        quiet: QuietOption = False,
+    ) -> None:
+        _execute(pipeline, stage, workspace, set_, seed, device, dry_run, force, json_, quiet)
+
+    app.command(name, help=text)(verb)
+
+
+_add_pipeline_verb("run", "Run every stage in order; stages that are done are skipped.", None)
 
 
 @app.command()
@@ -89,26 +93,8 @@ def demo(
     _execute("demo", None, workspace, set_, seed, device, dry_run, force, json_, quiet)
 
 
-def _add_stage_verb(name: str, text: str) -> None:
-    def verb(
-        pipeline: PipelineName,
-        workspace: WorkspaceOption = None,
-        set_: SetOption = None,
-        seed: SeedOption = None,
-        device: DeviceOption = None,
-        dry_run: DryRunOption = False,
-        force: ForceOption = False,
-        json_: JsonOption = False,
-        verbose: VerboseOption = 0,
-        quiet: QuietOption = False,
-    ) -> None:
-        _execute(pipeline, name, workspace, set_, seed, device, dry_run, force, json_, quiet)
-
-    app.command(name, help=text)(verb)
-
-
 for _name, _text in STAGE_VERBS.items():
-    _add_stage_verb(_name, _text)
+    _add_pipeline_verb(_name, _text, _name)
 
 
 @app.command()

@@ -132,8 +132,8 @@ def test_presets_lie_under_the_sections_own_settings(tmp_path: Path) -> None:
 
 
 def test_another_kind_replaces_a_group_whole(tmp_path: Path) -> None:
-    text = GOOD + "prepare: {preset: ct-lung-crop, intensity: {kind: percentiles}}\n"
-    assert load_pipeline(write(tmp_path, text)).prepare.intensity.kind == "percentiles"
+    text = GOOD + "prepare: {preset: mr-crop, intensity: {kind: hu_window}}\n"
+    assert load_pipeline(write(tmp_path, text)).prepare.intensity.kind == "hu_window"
 
 
 def test_unknown_preset_and_key_of_a_preset(tmp_path: Path) -> None:
