@@ -191,7 +191,7 @@ def test_gates_pass_fail_and_say_why(evidence: Evidence) -> None:
     worst = max(space.closer.value for space in evidence.privacy.spaces)
     assert found[0].found == worst
     assert [gate.passed for gate in check_gates(evidence, strict)][2:] == [False, False]
-    assert check_gates(evidence, Gates(max_closer_than_real=None, min_condition_auc=None)) == []
+    assert check_gates(evidence, Gates(max_closer_than_real=None, min_condition_auc=None, max_frechet_ratio=None)) == []
 
     empty = replace(evidence, fidelity=None, privacy=None, condition=None, benefit=None, absent={"privacy": "Too few."})
     for gate in check_gates(empty, strict):
