@@ -244,11 +244,13 @@ def test_bf16_is_computed_where_asked_for(tmp_path):
 
 def test_auto_precision_takes_native_bf16_only(monkeypatch):
     monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
+    assert not computes_bf16(CPU)
     assert resolve_precision("auto", CPU) == "fp32"
+    assert resolve_precision("bf16", CPU) == "bf16"
     monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset({"avx512f", "avx512_bf16"}))
     assert resolve_precision("auto", CPU) == "bf16"
-    assert resolve_precision("bf16", CPU) == "bf16"
-    assert not computes_bf16(CPU)
+    assert computes_bf16(CPU)
+    assert resolve_precision("fp32", CPU) == "fp32"
 
 
 def test_a_device_that_is_not_there_is_refused():
