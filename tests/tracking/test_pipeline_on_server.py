@@ -117,6 +117,7 @@ def test_the_report_comes_back_from_the_server_as_it_was_written(done, runs, tmp
     client = open_client(uri)
     assert {file.path for file in client.list_artifacts(runs["evaluate"].info.run_id)} == {
         "evidence.json",
+        "pictures",
         "report.html",
     }
     kept = Path(client.download_artifacts(runs["evaluate"].info.run_id, "report.html", str(tmp_path)))
