@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from medsynth.cohort.split import SPLITS
 from medsynth.cohort.table import Mistakes, Row, nearest, read_table
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition
+from medsynth.digests import file_sha256
 from medsynth.errors import CohortError, DataError
 
 Value = str | float | None
@@ -167,12 +168,6 @@ class Manifest:
                         f"remove it from conditions.{name}.values"
                     )
         mistakes.raise_any()
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _some(cases: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ careless edits; they are no signature: whoever can write the folder can write th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 
+from medsynth.digests import file_sha256
 from medsynth.errors import ModelFolderError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def verify_model(folder: Path | str) -> None:
             f"the model folder holds {', '.join(extra[:3])}{_more(extra)}, which is not part of the model; remove it"
         )
     for name, expected in sorted(listed.items()):
-        if sha256(folder / name) != expected:
+        if file_sha256(folder / name) != expected:
             raise ModelFolderError(f"{name} of the model folder was changed after it was saved; {_AGAIN}")
     index = read_json(folder, "model_index.json")
     if {name: tuple(value) for name, value in index.items() if not name.startswith("_")} != COMPONENTS:
@@ -111,12 +111,6 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return data
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write_all(pipeline: LatentVolumePipeline, folder: Path, provenance: Mapping[str, Any]) -> None:
     for name in COMPONENTS:
         getattr(pipeline, name).save_pretrained(folder / name, safe_serialization=True)
@@ -128,7 +122,7 @@ def _write_all(pipeline: LatentVolumePipeline, folder: Path, provenance: Mapping
     for part, data in pipeline.parameters.items():
         _write_json(folder / f"{part}.json", data)
     _write_json(folder / "provenance.json", provenance)
-    files = {name: sha256(folder / name) for name in sorted(_files(folder))}
+    files = {name: file_sha256(folder / name) for name in sorted(_files(folder))}
     _write_json(folder / CHECKSUMS, {"format": FORMAT, "format_version": FORMAT_VERSION, "files": files})
 
 

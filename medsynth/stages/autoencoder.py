@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from medsynth.config.base import plain
+from medsynth.digests import file_sha256
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.seeding import derive
 from medsynth.stages.base import Context, Stage, StageResult
-from medsynth.stages.files import file_digest
 from medsynth.stages.training import (
     CHECKPOINTS,
     WEIGHTS,
@@ -43,7 +43,7 @@ def run(context: Context, folder: Path) -> StageResult:
     network.save_pretrained(folder / "model", safe_serialization=True)
     _save_reconstructions(network, validation.volumes[:SHOWN], device, folder)
     discard_checkpoints(folder / CHECKPOINTS)
-    weights = file_digest(folder / "model" / WEIGHTS)
+    weights = file_sha256(folder / "model" / WEIGHTS)
     return StageResult({"parameters": network_size(network), "weights": weights, **last_validation(history)})
 
 

@@ -14,12 +14,13 @@ from medsynth.cohort.manifest import Case, Manifest
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
 from medsynth.config.generator import Sampling
 from medsynth.diffusion.pipeline import LatentVolumePipeline
+from medsynth.digests import file_sha256
 from medsynth.errors import DataError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.imaging.nifti import read_nifti, write_nifti
 from medsynth.imaging.scan import Scan, make_scan, same_grid
 from medsynth.progress import Progress
-from medsynth.stages.files import digest, file_digest, read_json, write_json, write_text
+from medsynth.stages.files import digest, read_json, write_json, write_text
 from medsynth.stages.request import Request
 
 DESCRIPTION = "SYNTHETIC - NOT A PATIENT"
@@ -156,8 +157,8 @@ def _write_one(
         "modality": scan.meta["modality"],
         "shape": [int(n) for n in scan.shape[1:]],
         "spacing_mm": [float(s) for s in np.linalg.norm(np.asarray(scan.affine)[:3, :3], axis=0)],
-        "sha256": file_digest(folder / image),
-        "mask_sha256": file_digest(folder / mask_name) if mask_name else "",
+        "sha256": file_sha256(folder / image),
+        "mask_sha256": file_sha256(folder / mask_name) if mask_name else "",
         "conditions": dict(request.conditions),
         "generation": {
             "model": model,

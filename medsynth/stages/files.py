@@ -42,12 +42,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def discard_half_written(folder: Path) -> None:
     """Remove what a killed process was writing in `folder` or below."""
     for pattern in HALF_WRITTEN:

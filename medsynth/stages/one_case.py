@@ -18,6 +18,7 @@ from medsynth.cohort.manifest import Case
 from medsynth.cohort.medmnist import MedmnistCase
 from medsynth.cohort.source import SourceCase
 from medsynth.config.cohort import Prepare
+from medsynth.digests import file_sha256
 from medsynth.errors import DataError, RefusedError
 from medsynth.imaging.deidentify import Deidentifier, SecretKey
 from medsynth.imaging.grid import crop_or_pad, resample, to_ras
@@ -26,7 +27,6 @@ from medsynth.imaging.nifti import is_nifti, write_nifti
 from medsynth.imaging.read import read_mask, read_scan
 from medsynth.imaging.scan import Scan, make_scan, same_grid, spacing_mm
 from medsynth.progress import Advance
-from medsynth.stages.files import file_digest
 
 POOL_PAYS_FROM = 200
 """Cases from which worker processes, each of which imports everything first, are faster than going on alone."""
@@ -145,8 +145,8 @@ def _prepare_one(job: Job) -> Ready:
         modality=str(scan.meta["modality"]),
         shape=prepare.box,
         spacing_mm=prepare.spacing_mm,
-        sha256=file_digest(image_path),
-        mask_sha256=file_digest(job.folder / mask_name) if mask_name else "",
+        sha256=file_sha256(image_path),
+        mask_sha256=file_sha256(job.folder / mask_name) if mask_name else "",
         intensity_low=limits[0],
         intensity_high=limits[1],
         conditions={},

@@ -12,11 +12,12 @@ from medsynth.cohort.manifest import Manifest
 from medsynth.cohort.volumes import VolumeSet, load_volumes
 from medsynth.config.generator import Training
 from medsynth.config.pipeline import Pipeline
+from medsynth.digests import file_sha256
 from medsynth.errors import CohortError, UnreadableError, UsageError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.stages.base import Context
-from medsynth.stages.files import file_digest, read_json, write_json
+from medsynth.stages.files import read_json, write_json
 from medsynth.training.records import Record
 
 CHECKPOINTS = "checkpoints"
@@ -59,7 +60,7 @@ def load_autoencoder(context: Context) -> KLAutoencoder:
     folder = context.workspace.stage("autoencoder")
     weights = folder / "model" / WEIGHTS
     expected = read_json(folder / "stage.json")["summary"].get("weights")
-    if not weights.is_file() or (expected is not None and file_digest(weights) != expected):
+    if not weights.is_file() or (expected is not None and file_sha256(weights) != expected):
         raise UnreadableError(
             "the autoencoder's weights are missing or were changed after training; run `medsynth autoencoder` with --force"
         )

@@ -8,7 +8,6 @@ exchanged together with its list is noticed as well.
 from __future__ import annotations
 
 import atexit
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any
 
 from medsynth import __version__
 from medsynth.config.generator import Sampling
+from medsynth.digests import file_sha256
 from medsynth.errors import ModelFolderError, UsageError
 from medsynth.tracking.quiet import MlflowException, mlflow
 from medsynth.tracking.store import answering, experiment_id, open_client
@@ -91,14 +91,14 @@ def register_model(
             source=logged.artifact_location,
             run_id=run_id,
             model_id=logged.model_id if run_id else None,  # without a run MLflow would look it up in its global store
-            tags={**tags, CHECKSUMS_TAG: _digest(model_folder / CHECKSUMS), "medsynth.version": __version__},
+            tags={**tags, CHECKSUMS_TAG: file_sha256(model_folder / CHECKSUMS), "medsynth.version": __version__},
         )
     return RegisteredVersion(name, int(version.version))
 
 
 def find_registered(uri: str, model_folder: Path, *, name: str, tags: Mapping[str, str]) -> RegisteredVersion | None:
     """The newest version of `name` that is this model folder with these tags; None where there is none."""
-    wanted = {**tags, CHECKSUMS_TAG: _digest(model_folder / CHECKSUMS)}
+    wanted = {**tags, CHECKSUMS_TAG: file_sha256(model_folder / CHECKSUMS)}
     client = open_client(uri)
     with answering(uri):
         versions = client.search_model_versions(f"name='{name}'")
@@ -160,7 +160,7 @@ def resolve(reference: str, uri: str | None = None, *, folder: Path | None = Non
         raise ModelFolderError(
             f"{registered.uri}: expected a model that medsynth registered, found no {CHECKSUMS_TAG} tag"
         )
-    if not (found / CHECKSUMS).is_file() or _digest(found / CHECKSUMS) != expected:
+    if not (found / CHECKSUMS).is_file() or file_sha256(found / CHECKSUMS) != expected:
         raise ModelFolderError(
             f"{registered.uri}: its list of digests is not the one that was registered; restore the artifacts, or register again"
         )
@@ -260,7 +260,3 @@ def _example(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         elif one["kind"] == "number":
             row[name] = float(sum(one["range"])) / 2
     return {**row, "count": 1, "seed": 0}
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -6,7 +6,6 @@ process that is killed leaves a partial folder that is never read and goes away 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from medsynth.digests import file_sha256
 from medsynth.errors import UnreadableError
 
 FORMAT = 1
@@ -118,7 +118,7 @@ def _write(folder: Path, checkpoint: Checkpoint, identity: Mapping[str, Any]) ->
     for name, tensors in checkpoint.tensors.items():
         path = folder / f"{name}{TENSOR_SUFFIX}"
         _save_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
-        digests[name] = _digest(path)
+        digests[name] = file_sha256(path)
     state = {
         "format": FORMAT,
         "step": checkpoint.step,
@@ -159,7 +159,7 @@ def _read_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, dict[str, T
     tensors = {}
     for name, digest in state["sha256"].items():
         file = path / f"{name}{TENSOR_SUFFIX}"
-        if not file.is_file() or _digest(file) != digest:
+        if not file.is_file() or file_sha256(file) != digest:
             raise _damaged(path)
         tensors[name] = load_file(file)
     return tensors
@@ -175,11 +175,6 @@ def _differences(expected: Any, found: Any, prefix: str = "") -> list[str]:
         names = sorted(expected.keys() | found.keys())
         return [d for n in names for d in _differences(expected.get(n), found.get(n), f"{prefix}{n}.")]
     return [] if expected == found else [prefix.rstrip(".")]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsynth.cohort.volumes import VolumeSet
+from medsynth.digests import file_sha256
 from medsynth.errors import DataError, UnreadableError
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.progress import Progress
@@ -110,7 +111,7 @@ class LatentStore:
         arrays: dict[str, NDArray[Any]] = {}
         for name, entry in index["arrays"].items():
             path = folder / name
-            if not path.is_file() or _digest(path) != entry["sha256"]:
+            if not path.is_file() or file_sha256(path) != entry["sha256"]:
                 raise UnreadableError(f"latents: {name} is missing or was altered; encode again with --force")
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         digest = hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
@@ -140,7 +141,7 @@ def encode_latents(
         names = [LATENTS] if volumes.masks is None else [LATENTS, MASKS]
         index = {
             "format": FORMAT,
-            "arrays": {name: {"sha256": _digest(partial / name)} for name in names},
+            "arrays": {name: {"sha256": file_sha256(partial / name)} for name in names},
             "cases": [asdict(LatentCase(c.case, c.patient, c.split, c.sha256)) for c in volumes.cases],
             "rows": [dict(c.conditions) for c in volumes.cases],
         }
@@ -198,8 +199,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UnreadableError(f"latents: {path.name} is missing or damaged; encode again with --force") from error
     return data
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

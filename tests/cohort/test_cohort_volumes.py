@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from medsynth.cohort.manifest import Case, Manifest, file_sha256
+from medsynth.cohort.manifest import Case, Manifest
 from medsynth.cohort.volumes import load_mask, load_volume, load_volumes
 from medsynth.config.cohort import HuWindow
+from medsynth.digests import file_sha256
 from medsynth.errors import CohortError, UnreadableError
 from medsynth.imaging.intensity import IntensityRule
 
