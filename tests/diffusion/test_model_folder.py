@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from medsynth.diffusion.model_folder import CHECKSUMS, FORMAT_VERSION, load_model, save_model, sha256, verify_model
+from medsynth.diffusion.model_folder import CHECKSUMS, FORMAT_VERSION, load_model, save_model, verify_model
 from medsynth.diffusion.pipeline import LatentVolumePipeline
+from medsynth.digests import file_sha256
 from medsynth.errors import ModelFolderError
 
 FAST = {"sampler": "flow_heun", "evaluations": 3, "seeds": [4]}
@@ -32,7 +33,7 @@ def files(folder):
 def reseal(folder):
     """Checksums made to fit whatever the folder holds, as somebody who wants to deceive would."""
     data = json.loads((folder / CHECKSUMS).read_text())
-    data["files"] = {name: sha256(folder / name) for name in files(folder) - {CHECKSUMS}}
+    data["files"] = {name: file_sha256(folder / name) for name in files(folder) - {CHECKSUMS}}
     (folder / CHECKSUMS).write_text(json.dumps(data))
 
 
@@ -82,7 +83,7 @@ def test_saving_again_keeps_everything_and_names_no_path_of_this_machine(folder,
     load_model(folder).save_pretrained(tmp_path / "again")
     assert files(tmp_path / "again") == files(folder)
     for name in files(folder):
-        assert sha256(tmp_path / "again" / name) == sha256(folder / name), name
+        assert file_sha256(tmp_path / "again" / name) == file_sha256(folder / name), name
         assert str(tmp_path).encode() not in (tmp_path / "again" / name).read_bytes()
 
 
@@ -185,7 +186,7 @@ def test_a_newer_format_names_the_remedy(folder):
 )
 def test_paths_that_lead_outside_are_refused(folder, name):
     (folder.parent / "secret.json").write_text("{}")
-    edit(folder / CHECKSUMS, lambda data: data["files"].update({name: sha256(folder.parent / "secret.json")}))
+    edit(folder / CHECKSUMS, lambda data: data["files"].update({name: file_sha256(folder.parent / "secret.json")}))
     with pytest.raises(ModelFolderError, match="outside the model folder"):
         verify_model(folder)
 
