@@ -12,6 +12,21 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from medsynth import __version__
+from medsynth.commands import deidentify, index, pacs, records
+from medsynth.commands.options import (
+    DeviceOption,
+    DryRunOption,
+    ForceOption,
+    JsonOption,
+    PipelineName,
+    QuietOption,
+    SeedOption,
+    SetOption,
+    VerboseOption,
+    WorkspaceOption,
+    screen_for,
+    show_result,
+)
 from medsynth.errors import DataError, UsageError
 from medsynth.exits import guarded
 
@@ -25,19 +40,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
-
-PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline file, or the name of a shipped one.")]
-WorkspaceOption = Annotated[Path | None, typer.Option("--workspace", help="Folder of the experiment [runs/<name>].")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")
-]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything that is drawn.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Do stages again that are done.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-VerboseOption = Annotated[int, typer.Option("--verbose", "-v", count=True, help="-vv shows tracebacks and warnings.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
 
 STAGE_VERBS = {
     "prepare": "Read, de-identify and prepare the scans.",
@@ -140,39 +142,13 @@ def generate(
     summary = generate_from_model(
         model=str(model), out=out, count=count, conditions=condition or [], masks=masks, again=again, cases=case or [],
         tracking_uri=tracking_uri, workspace=workspace, overrides=set_ or [], seed=seed, device=device or "auto",
-        dry_run=dry_run, screen=_screen(quiet),
+        dry_run=dry_run, screen=screen_for(quiet),
     )  # fmt: skip
-    _result(summary, json_, quiet and not dry_run)
+    show_result(summary, json_, quiet and not dry_run)
 
 
-@app.command()
-def index(
-    folder: Annotated[Path, typer.Argument(help="Folder to look through.")],
-    out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("cohort.csv"),
-    json_: JsonOption = False,
-    verbose: VerboseOption = 0,
-    quiet: QuietOption = False,
-) -> None:
-    """Find DICOM series and NIfTI files, one row each; fill in the labels yourself."""
-    from medsynth.verbs import index_scans
-
-    _result(index_scans(folder, out, _screen(quiet)), json_, quiet)
-
-
-@app.command()
-def deidentify(
-    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files.")],
-    out: Annotated[Path, typer.Option(help="New folder for the de-identified files.")],
-    key_file: Annotated[Path | None, typer.Option(help="Secret for pseudonyms; created where it is missing.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-    json_: JsonOption = False,
-    verbose: VerboseOption = 0,
-    quiet: QuietOption = False,
-) -> None:
-    """De-identify DICOM files, DICOM to DICOM, with a report."""
-    from medsynth.verbs import deidentify_scans
-
-    _result(deidentify_scans(folder, out, key_file, workers, _screen(quiet)), json_, quiet)
+for _part in (index, deidentify, records, pacs):
+    _part.add_to(app)
 
 
 @app.command()
@@ -186,7 +162,7 @@ def init(
     from medsynth.config.shipped import copy_out
 
     written = [str(path) for path in copy_out(folder)]
-    _result({"written": written}, json_, quiet)
+    show_result({"written": written}, json_, quiet)
 
 
 @app.command()
@@ -199,7 +175,7 @@ def doctor(
     """Versions, devices, free disk and memory, and whether anything would use the network."""
     from medsynth.doctor import examine
 
-    _result(examine(workspace or Path("runs")), json_)
+    show_result(examine(workspace or Path("runs")), json_)
 
 
 @config_app.command("show")
@@ -247,37 +223,19 @@ def _execute(
     changes += [f"compute.device={device}"] if device is not None else []
     settings = load_pipeline(pipeline, changes)
     folder = (workspace or Path(settings.workspace or Path("runs") / settings.name)).resolve()
-    screen = _screen(quiet)
+    screen = screen_for(quiet)
     from medsynth.verbs import run_pipeline, show_plan
 
     if dry_run:
-        _result(show_plan(settings, folder, only, force=force), json_)
+        show_result(show_plan(settings, folder, only, force=force), json_)
         return
     summary = run_pipeline(settings, folder, only, force=force, screen=screen)
-    _result(summary, json_, quiet)
+    show_result(summary, json_, quiet)
     refused = sum(stage["refused"] for stage in summary["stages"].values())
     if only is not None and refused:
         raise DataError(
             f"cases left out: {refused}; the others went through, and the reasons are in {folder / only / 'left_out.csv'}"
         )
-
-
-def _screen(quiet: bool) -> Any:
-    from medsynth.console import Screen
-
-    return Screen(quiet=quiet)
-
-
-def _result(result: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
-    if as_json:
-        typer.echo(json.dumps(result, indent=2, default=str, allow_nan=False))
-        return
-    if quiet:
-        return
-    from medsynth.console import as_lines
-
-    for line in as_lines(result):
-        typer.echo(line)
 
 
 def _interrupt(signal_number: int, frame: Any) -> NoReturn:

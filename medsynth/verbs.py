@@ -57,6 +57,7 @@ def scrubbed(pipeline: Pipeline) -> dict[str, Any]:
     settings = pipeline.model_dump(mode="json", by_alias=True)
     settings["workspace"] = None
     settings["prepare"]["key_file"] = None
+    settings["deidentify"]["regions"] = settings["deidentify"]["face_command"] = None
     for key in ("csv", "root", "images", "masks", "npz"):
         if settings["cohort"].get(key) is not None:
             settings["cohort"][key] = Path(settings["cohort"][key]).name
@@ -139,46 +140,3 @@ def generate_from_model(
         device=device,
     )
     return answer(question, dry_run=dry_run, progress=screen.progress(), say=screen.say)
-
-
-def index_scans(folder: Path, out: Path, screen: Screen) -> dict[str, Any]:
-    """Write one row per series or NIfTI file."""
-    from medsynth.imaging.index import index_folder, write_index
-
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder of scans, found none; check the path")
-    if out.exists():
-        raise UsageError(
-            f"{out}: expected a new file, found one that exists; it may hold your labels, so choose another name"
-        )
-    if not out.parent.is_dir():
-        raise UsageError(f"{out}: expected an existing folder to write into, found none; create it first")
-    rows = index_folder(folder)
-    write_index(rows, out)
-    usable = sum(row.usable for row in rows)
-    for line, row in enumerate(rows, start=2):
-        if not row.usable:  # by its line, because names of files may be names of patients
-            screen.say(f"line {line} of {out.name}: {row.reason.replace(row.image.name, 'the file')}")
-    return {"rows": len(rows), "usable": usable, "written": str(out)}
-
-
-def deidentify_scans(folder: Path, out: Path, key_file: Path | None, workers: int, screen: Screen) -> dict[str, Any]:
-    """DICOM to DICOM."""
-    from medsynth.imaging.deidentify import SecretKey
-    from medsynth.imaging.deidentify.folder import deidentify_folder
-
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder of DICOM files, found none; check the path")
-    place = key_file or out.parent / f"{out.name}.key"
-    key = SecretKey.load_or_create(place)
-    report = deidentify_folder(folder, out, key, workers=workers, progress=screen.progress())
-    for entry in report.left_out:
-        screen.say(f"file {entry.number}: left out: {entry.reason}")
-    report.raise_if_refused()
-    facts = {
-        "files": report.found,
-        "written": report.written,
-        "patients": report.patients,
-        "left_out": len(report.left_out),
-    }
-    return {"out": str(out), "key": str(place), "key_fingerprint": key.fingerprint, "audit": str(report.audit), **facts}

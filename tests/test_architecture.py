@@ -19,7 +19,7 @@ FLOORS = {
     "diffusion": 2,
     "training": 3, "evaluation": 3, "tracking": 3, "reporting": 3,
     "stages": 4,
-    "cli": 5, "exits": 5, "verbs": 5, "console": 5, "doctor": 5, "__main__": 5,
+    "cli": 5, "commands": 5, "exits": 5, "verbs": 5, "console": 5, "doctor": 5, "__main__": 5,
 }  # fmt: skip
 """Part -> floor. A module imports from its own floor or below."""
 

@@ -16,7 +16,7 @@ from medsynth.config.shipped import pipelines, presets, shipped
 from medsynth.config.yaml12 import KeyPath, YamlError, parse
 from medsynth.errors import ConfigError
 
-PRESET_SECTIONS = ("prepare", "autoencoder", "denoiser", "generate", "evaluate", "register", "tracking")
+PRESET_SECTIONS = ("deidentify", "prepare", "autoencoder", "denoiser", "generate", "evaluate", "register", "tracking")
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -59,6 +59,23 @@ def validated(kind: type[S], data: dict[str, Any], overrides: Sequence[str], *, 
     for text in overrides:
         _override(kind, data, origins, text.removeprefix(f"{strip}."), mistakes)
     return _validate(kind, data, origins, strip, Path.cwd(), mistakes)
+
+
+def load_section(kind: type[S], section: str, name: str, overrides: Sequence[str] = ()) -> S:
+    """One group of settings from a YAML file or from a preset of its section. Raises ConfigError."""
+    known = presets(section)
+    path = Path(name) if Path(name).is_file() else known.get(name)
+    if path is None:
+        raise ConfigError(
+            [
+                f"{name}: expected a settings file, or one of {', '.join(known)}, found neither{nearest(name, list(known))}"
+            ]
+        )
+    data, origins = _read(path)
+    mistakes: list[str] = []
+    for text in overrides:
+        _override(kind, data, origins, text.removeprefix(f"{section}."), mistakes)
+    return _validate(kind, data, origins, str(path), path.parent, mistakes)
 
 
 def _validate(kind: type[S], data: dict[str, Any], origins: Origins, source: str, base: Path, mistakes: list[str]) -> S:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from medsynth.config.base import ConfigPath, Name, Settings
 from medsynth.config.cohort import CategoryCondition, Cohort, Condition, MaskCondition, Prepare
+from medsynth.config.deidentify import Deidentify
 from medsynth.config.evidence import Evaluate, Register, Tracking
 from medsynth.config.generator import Autoencoder, Compute, Denoiser, Generate
 
@@ -46,6 +47,7 @@ class Pipeline(Settings):
     """`runs/<name>` in the current folder unless given."""
     cohort: Cohort
     conditions: dict[Name, Condition] = {}
+    deidentify: Deidentify = Deidentify()
     prepare: Prepare = Prepare()
     autoencoder: Autoencoder = Autoencoder()
     denoiser: Denoiser = Denoiser()
