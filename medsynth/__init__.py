@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "KLAutoencoder": "medsynth.models.autoencoder",
+    "LatentTransformer": "medsynth.models.transformer",
     "LatentUNet": "medsynth.models.unet",
     "LatentVolumePipeline": "medsynth.diffusion.pipeline",
     "Deidentifier": "medsynth.imaging.deidentify",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from medsynth.config.base import Name, Positive, Settings
 
@@ -62,31 +62,82 @@ class Autoencoder(Settings):
     training: Training = Training()
 
 
-class DenoiserNetwork(Settings):
-    """The latent U-Net."""
+Attention = Literal["linear", "softmax", "grouped_linear", "grouped_softmax", "none"]
 
+
+class UNetNetwork(Settings):
+    """The latent U-Net: attention at every level."""
+
+    kind: Literal["unet"] = "unet"
     widths: Annotated[tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...], Field(min_length=1, max_length=5)] = (
         64,
         128,
     )
     """Channels per level; each further level halves the grid."""
     blocks: Annotated[int, Field(ge=1, le=8)] = 2
-    attention: tuple[Literal["linear", "softmax", "none"], ...] = ("linear",)
+    attention: tuple[Attention, ...] = ("linear",)
     """Kind per level; one value serves all levels."""
     head_channels: Annotated[int, Field(ge=8, multiple_of=8)] = 32
     mask_channels: Count = 16
     """Channels that the mask condition is folded into before it joins the input."""
     positions: bool = True
     """Tell the network where in the box each place is: needed where scans are aligned, such as crops around a finding."""
+    cross_attention: bool = False
+    """Let every level look at one token per condition, beside the scale and shift that all conditions give together."""
+    checkpointing: bool = False
+    """Make inner activations again in the backward pass: less memory, about a third more time."""
+
+    @property
+    def grid_factor(self) -> int:
+        """What every size of the latent grid must be a multiple of."""
+        return int(2 ** (len(self.widths) - 1))
 
     @model_validator(mode="after")
-    def _levels(self) -> DenoiserNetwork:
+    def _levels(self) -> UNetNetwork:
         if len(self.attention) not in (1, len(self.widths)):
             raise ValueError(f"attention needs one kind, or one per level ({len(self.widths)})")
         for width in self.widths:
             if width % self.head_channels:
                 raise ValueError(f"every width must be a multiple of head_channels ({self.head_channels})")
         return self
+
+
+class TransformerNetwork(Settings):
+    """The latent diffusion transformer: one width, one grid."""
+
+    kind: Literal["transformer"]
+    width: Annotated[int, Field(ge=16, multiple_of=8)] = 256
+    depth: Annotated[int, Field(ge=1, le=48)] = 8
+    patch: Literal[1, 2, 4] = 1
+    """Latent voxels per token and axis."""
+    attention: Attention = "linear"
+    head_channels: Annotated[int, Field(ge=8, multiple_of=8)] = 32
+    mask_channels: Count = 16
+    positions: bool = True
+    cross_attention: bool = False
+    checkpointing: bool = False
+
+    @property
+    def grid_factor(self) -> int:
+        """What every size of the latent grid must be a multiple of."""
+        return self.patch
+
+    @model_validator(mode="after")
+    def _heads(self) -> TransformerNetwork:
+        if self.width % self.head_channels:
+            raise ValueError(f"width must be a multiple of head_channels ({self.head_channels})")
+        return self
+
+
+def _network_kind(value: Any) -> str:
+    """The U-Net where a network's `kind` is not said."""
+    return str(value.get("kind", "unet") if isinstance(value, dict) else value.kind)
+
+
+DenoiserNetwork = Annotated[
+    Annotated[UNetNetwork, Tag("unet")] | Annotated[TransformerNetwork, Tag("transformer")],
+    Discriminator(_network_kind),
+]
 
 
 class FlowObjective(Settings):
@@ -119,7 +170,7 @@ Objective = Annotated[FlowObjective | DiffusionObjective, Field(discriminator="k
 class Denoiser(Settings):
     """The denoiser stage."""
 
-    network: DenoiserNetwork = DenoiserNetwork()
+    network: DenoiserNetwork = UNetNetwork()
     objective: Objective = FlowObjective(kind="flow")
     training: Training = Training()
 
@@ -139,6 +190,9 @@ class Sampling(Settings):
     """1: as trained; above 1: further toward the condition. One number, or one per condition."""
 
 
+ScanFormat = Literal["nifti", "dicom", "both"]
+
+
 class Generate(Settings):
     """How many synthetic scans, of what, and how."""
 
@@ -155,6 +209,8 @@ class Generate(Settings):
     batch_size: Count = 8
     ratio_of_training: Annotated[float, Field(gt=0, le=100)] | None = None
     """Instead of `count`: this many times the number of training scans."""
+    format: Literal["nifti", "both"] = "nifti"
+    """`both` writes DICOM beside NIfTI. Never DICOM alone in a pipeline: `evaluate` reads the NIfTI files."""
 
 
 class Compute(Settings):

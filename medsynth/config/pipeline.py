@@ -75,10 +75,10 @@ class Pipeline(Settings):
             )
             if name is not None and name not in categories
         ]
-        factor = self.autoencoder.network.downsampling * 2 ** (len(self.denoiser.network.widths) - 1)
+        factor = self.autoencoder.network.downsampling * self.denoiser.network.grid_factor
         if any(size % factor for size in self.prepare.box):
             wrong.append(
-                f"prepare.box: every size must be a multiple of {factor} (autoencoder downsampling x denoiser levels), "
+                f"prepare.box: every size must be a multiple of {factor} (autoencoder downsampling x denoiser grid), "
                 f"found {list(self.prepare.box)}"
             )
         wrong += [

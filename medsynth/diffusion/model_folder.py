@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 FORMAT = "medsynth-model"
 FORMAT_VERSION = 1
 CHECKSUMS = "checksums.json"
-COMPONENTS = {"autoencoder": ("medsynth", "KLAutoencoder"), "denoiser": ("medsynth", "LatentUNet")}
-"""Library and class of each network, as diffusers' loader looks them up: public names, whatever module they live in."""
+COMPONENTS = {"autoencoder": ("KLAutoencoder",), "denoiser": ("LatentUNet", "LatentTransformer")}
+"""The classes that each network may be of: public names of `medsynth`, where diffusers' loader looks them up."""
 PARTS = ("objective", "conditions", "intensity", "geometry")
 """What the pipeline needs besides its networks, a JSON file each."""
 REQUIRED = (
@@ -96,7 +96,9 @@ def verify_model(folder: Path | str) -> None:
         if file_sha256(folder / name) != expected:
             raise ModelFolderError(f"{name} of the model folder was changed after it was saved; {_AGAIN}")
     index = read_json(folder, "model_index.json")
-    if {name: tuple(value) for name, value in index.items() if not name.startswith("_")} != COMPONENTS:
+    named = {name: value for name, value in index.items() if not name.startswith("_")}
+    known = {name: [["medsynth", kind] for kind in kinds] for name, kinds in COMPONENTS.items()}
+    if named.keys() != known.keys() or any(value not in known[name] for name, value in named.items()):
         raise ModelFolderError(f"model_index.json names other components than {', '.join(COMPONENTS)}; {_AGAIN}")
 
 
@@ -117,7 +119,8 @@ def _write_all(pipeline: LatentVolumePipeline, folder: Path, provenance: Mapping
         config = read_json(folder / name, "config.json")
         config.pop("_name_or_path", None)  # the path of this machine that the part was once loaded from
         _write_json(folder / name / "config.json", config)
-    index = {"_class_name": type(pipeline).__name__, "_diffusers_version": diffusers.__version__, **COMPONENTS}
+    networks = {name: ["medsynth", type(getattr(pipeline, name)).__name__] for name in COMPONENTS}
+    index = {"_class_name": type(pipeline).__name__, "_diffusers_version": diffusers.__version__, **networks}
     _write_json(folder / "model_index.json", index)
     for part, data in pipeline.parameters.items():
         _write_json(folder / f"{part}.json", data)

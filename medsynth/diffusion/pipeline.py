@@ -28,6 +28,7 @@ from medsynth.imaging.intensity import IntensityRule
 from medsynth.imaging.scan import HU, Scan, make_scan
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, mask_name
+from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.progress import Advance, Progress, Silent
 from medsynth.seeding import torch_generator
@@ -60,6 +61,9 @@ class _Order:
     encoded: dict[str, Tensor]
 
 
+DenoisingNetwork = LatentUNet | LatentTransformer
+
+
 class LatentVolumePipeline(DiffusionPipeline):
     """A diffusers pipeline of an autoencoder and a latent denoiser, and what is needed to use them.
 
@@ -71,7 +75,7 @@ class LatentVolumePipeline(DiffusionPipeline):
     def __init__(
         self,
         autoencoder: KLAutoencoder,
-        denoiser: LatentUNet,
+        denoiser: DenoisingNetwork,
         objective: dict[str, Any] | None = None,
         conditions: dict[str, Any] | None = None,
         intensity: dict[str, Any] | None = None,

@@ -128,13 +128,13 @@ def random_drop(
 
 
 class ConditionEncoder(nn.Module):
-    """Conditions to a vector per sample and, where there is a mask, a field of features on the latent grid.
+    """Conditions to a few tokens per sample and, where there is a mask, a field of features on the latent grid.
 
-    What they add to the vector is a sum: an embedding row per category (the last row is the null), and for each number
-    an MLP of Fourier features of the value scaled to [-1, 1] by its range, or a learned null vector. The mask is
-    compared with every label voxel by voxel, folded by `downsampling` so that no voxel is lost, mixed per latent voxel
-    and then convolved; a null mask becomes a learned constant field. No flag says that a mask is there: only its
-    content reaches the network, and the vector never knows of it.
+    A token is an embedding row of a category (the last row is the null), or an MLP of Fourier features of a number
+    scaled to [-1, 1] by its range, or that number's learned null. The mask is compared with every label voxel by voxel,
+    folded by `downsampling` so that no voxel is lost, mixed per latent voxel and then convolved; a null mask becomes a
+    learned constant field. No flag says that a mask is there: only its content reaches the network, and no token knows
+    of it.
     """
 
     def __init__(self, declaration: Declaration, width: int, downsampling: int, mask_channels: int) -> None:
@@ -164,20 +164,21 @@ class ConditionEncoder(nn.Module):
             self.mask_null = nn.Parameter(torch.randn(mask_channels) * INITIAL_STD)
 
     def forward(
-        self, vector: Tensor, conditions: Mapping[str, Tensor], grid: Sequence[int]
+        self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
-        """`vector` [B, width] with what the conditions add to it, and the mask's features [B, x, y, z, mask_channels].
+        """A token per category and number [B, T, width], and the mask's features [B, x, y, z, mask_channels].
 
         `grid` is the latent one; the features are None where no mask is declared. A declared condition that
         `conditions` lacks is null for every sample.
         """
-        batch, device = vector.shape[0], vector.device
+        tokens: list[Tensor] = []
+        device = next(self.parameters()).device if self.declaration else torch.device("cpu")
         for name, embedding in self.categories.items():
             rows = len(self.declaration[name]["values"]) + 1
             index = conditions.get(name)
             if index is None:
                 index = torch.full((batch,), NULL_CATEGORY)
-            vector = vector + embedding(index.to(device) % rows)  # -1 wraps to the last row, the null
+            tokens.append(embedding(index.to(device) % rows))  # -1 wraps to the last row, the null
         for name, mlp in self.numbers.items():
             value = conditions.get(name)
             if value is None:
@@ -188,8 +189,9 @@ class ConditionEncoder(nn.Module):
             scaled = torch.where(absent, 0.0, (value - low) * (2 / (high - low)) - 1)
             features = torch.cat([scaled[:, None], fourier_features(scaled * (math.pi / 2), NUMBER_FREQUENCIES)], 1)
             null = self.number_nulls[name]
-            vector = vector + torch.where(absent[:, None], null, mlp(features.to(null.dtype)))
-        return vector, self._field(conditions, batch, grid) if self.mask else None
+            tokens.append(torch.where(absent[:, None], null, mlp(features.to(null.dtype))))
+        stacked = torch.stack(tokens, 1) if tokens else torch.zeros(batch, 0, self.width, device=device)
+        return stacked, self._field(conditions, batch, grid) if self.mask else None
 
     def _field(self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int]) -> Tensor:
         null = self.mask_null.expand(batch, *grid, -1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -11,40 +10,34 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medsynth.errors import ConfigError, DataError
-from medsynth.models.attention import Attention3D, Kind
-from medsynth.models.blocks import ChannelNorm, Convolution, Down, ResidualBlock, Up, fourier_features, modulate
+from medsynth.models.attention import Attention3D, CrossAttention, Kind
+from medsynth.models.blocks import ChannelNorm, Convolution, Down, ResidualBlock, Up, modulate
 from medsynth.models.conditions import ConditionEncoder, Declaration
-
-ANGLE_FREQUENCIES = 32
-HIGHEST_ANGLE_FREQUENCY = 512.0
-
-PLACE_WAVES = (1.0, 2.0, 4.0)
-"""Half waves over the box: the coarsest tells left from right, the finest about an eighth of the box."""
+from medsynth.models.steering import PLACE_WAVES, AngleEncoder, grid_waves
 
 
 class Level(nn.Module):
-    """Residual blocks on one grid, and before the last of them one attention over all its voxels."""
+    """Residual blocks on one grid; before the last of them attention over all its voxels, and to condition tokens."""
 
-    def __init__(self, width: int, blocks: int, vector_width: int, head_channels: int, kind: Kind) -> None:
+    def __init__(
+        self, width: int, blocks: int, vector_width: int, head_channels: int, kind: Kind, looks_at_tokens: bool
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(ResidualBlock(width, vector_width) for _ in range(blocks))
         self.attention = Attention3D(width, head_channels, kind)
+        self.cross = CrossAttention(width, head_channels, vector_width) if looks_at_tokens else None
 
-    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
-        """[B, X, Y, Z, C] and a vector [B, V] -> [B, X, Y, Z, C]."""
+    def forward(self, x: Tensor, vector: Tensor, tokens: Tensor) -> Tensor:
+        """[B, X, Y, Z, C], a vector [B, V] and condition tokens [B, T, V] -> [B, X, Y, Z, C]."""
         for block in self.blocks[:-1]:
             x = block(x, vector)
-        return self.blocks[-1](self.attention(x), vector)
-
-
-def grid_waves(grid: Sequence[int], device: torch.device) -> Tensor:
-    """Sines and cosines [X, Y, Z, 6 * len(PLACE_WAVES)] of each axis' coordinate, which runs from -1 to 1 over the box."""
-    axes = [torch.linspace(-1, 1, size, device=device) if size > 1 else torch.zeros(1, device=device) for size in grid]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[..., None]  # [X, Y, Z, 3, 1]
-    phases = places * (math.pi / 2) * torch.tensor(PLACE_WAVES, device=device)
-    return torch.cat([phases.sin(), phases.cos()], -1).flatten(-2)
+        x = self.attention(x)
+        if self.cross is not None:
+            x = self.cross(x, tokens)
+        return self.blocks[-1](x, vector)
 
 
 class LatentUNet(ModelMixin, ConfigMixin):
@@ -53,7 +46,8 @@ class LatentUNet(ModelMixin, ConfigMixin):
     `widths` gives the channels per level, each further level on half the grid; `attention` the kind per level (one
     serves all). The mask condition joins at the input; everything else steers by scale and shift in every block.
     `positions` tells the first level where in the box each place is: convolutions and linear attention cannot know, and
-    a crop that is centred on something cannot be learned without it. The output layer starts at zero. `conditions` is a
+    a crop that is centred on something cannot be learned without it. `cross_attention` lets every level look at a token per
+    condition as well, `checkpointing` trades a third more time for memory. The output layer starts at zero. `conditions` is a
     declaration (see `medsynth.models.conditions`) and travels in the config.
     """
 
@@ -69,8 +63,11 @@ class LatentUNet(ModelMixin, ConfigMixin):
         mask_channels: int = 16,
         conditions: Declaration | None = None,
         positions: bool = False,
+        cross_attention: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         kinds = [cast("Kind", kind) for kind in attention]
         if len(kinds) == 1:
             kinds = kinds * len(widths)
@@ -78,12 +75,13 @@ class LatentUNet(ModelMixin, ConfigMixin):
             raise ConfigError([f"attention: expected one kind, or one per level ({len(widths)}); found {len(kinds)}"])
         vector_width = 4 * widths[0]
         self.condition_encoder = ConditionEncoder(dict(conditions or {}), vector_width, downsampling, mask_channels)
-        self.angle_mlp = nn.Sequential(
-            nn.Linear(2 * ANGLE_FREQUENCIES, vector_width), nn.SiLU(), nn.Linear(vector_width, vector_width)
-        )
+        self.angle = AngleEncoder(vector_width)
         self.stem = Convolution(latent_channels + self.condition_encoder.mask_channels, widths[0])
         self.place = nn.Linear(6 * len(PLACE_WAVES), widths[0], bias=False) if positions else None
-        levels = [(width, blocks, vector_width, head_channels, kind) for width, kind in zip(widths, kinds, strict=True)]
+        levels = [
+            (width, blocks, vector_width, head_channels, kind, cross_attention)
+            for width, kind in zip(widths, kinds, strict=True)
+        ]
         self.down_levels = nn.ModuleList(Level(*level) for level in levels)
         self.up_levels = nn.ModuleList(Level(*level) for level in levels)
         pairs = list(itertools.pairwise(widths))
@@ -107,9 +105,10 @@ class LatentUNet(ModelMixin, ConfigMixin):
         grid = x.shape[2:]
         if any(size % factor for size in grid):
             raise DataError(f"expected a latent grid of multiples of {factor}, found {list(grid)}; use another box")
-        features = fourier_features(angle, ANGLE_FREQUENCIES, HIGHEST_ANGLE_FREQUENCY)
-        vector, field = self.condition_encoder(self.angle_mlp(features.to(self.dtype)), conditions, grid)
-        vector = nn.functional.silu(vector)
+        angle_vector = self.angle(angle)
+        tokens, field = self.condition_encoder(conditions, x.shape[0], grid)
+        vector = nn.functional.silu(angle_vector + tokens.sum(1))
+        context = torch.cat([angle_vector[:, None], tokens], 1)
         h = x.movedim(1, -1)
         if field is not None:
             h = torch.cat([h, field.to(h.dtype)], -1)
@@ -118,12 +117,19 @@ class LatentUNet(ModelMixin, ConfigMixin):
             h = h + self.place(grid_waves(grid, x.device).to(self.dtype)).to(h.dtype)
         skips: list[Tensor] = []
         for level, down in zip(self.down_levels, self.downs, strict=False):
-            h = level(h, vector)
+            h = self._through(level, h, vector, context)
             skips.append(h)
             h = down(h)
-        h = self.up_levels[-1](self.down_levels[-1](h, vector), vector)
+        for levels in (self.down_levels, self.up_levels):
+            h = self._through(levels[-1], h, vector, context)
         for i in reversed(range(len(self.ups))):
             h = self.merges[i](torch.cat([self.ups[i](h), skips[i]], -1))
-            h = self.up_levels[i](h, vector)
+            h = self._through(self.up_levels[i], h, vector, context)
         h = nn.functional.silu(modulate(self.out_norm(h), self.out_modulation(vector)))
         return self.head(h).movedim(-1, 1)
+
+    def _through(self, level: nn.Module, x: Tensor, vector: Tensor, tokens: Tensor) -> Tensor:
+        """One level; with checkpointing its inner activations are made again in the backward pass (Chen 2016)."""
+        if self.checkpointing and self.training:
+            return checkpoint(level, x, vector, tokens, use_reentrant=False)
+        return level(x, vector, tokens)

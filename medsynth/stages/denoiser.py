@@ -18,8 +18,9 @@ from medsynth.config.cohort import CategoryCondition, NumberCondition
 from medsynth.config.pipeline import Pipeline
 from medsynth.diffusion.model_folder import save_model
 from medsynth.diffusion.objective import Denoiser, Objective
-from medsynth.diffusion.pipeline import LatentVolumePipeline
+from medsynth.diffusion.pipeline import DenoisingNetwork, LatentVolumePipeline
 from medsynth.models.conditions import declare
+from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.seeding import derive
 from medsynth.stages.base import Context, Stage, StageResult
@@ -68,19 +69,22 @@ def run(context: Context, folder: Path) -> StageResult:
     return StageResult({"parameters": network_size(network), **last_validation(history)})
 
 
-def _new_network(pipeline: Pipeline, latent_channels: int) -> LatentUNet:
-    settings = pipeline.denoiser.network
+NETWORKS: Mapping[str, type[DenoisingNetwork]] = {"unet": LatentUNet, "transformer": LatentTransformer}
+
+
+def _new_network(pipeline: Pipeline, latent_channels: int) -> DenoisingNetwork:
+    settings = plain(pipeline.denoiser.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(pipeline.seed, "denoiser", "weights"))
-        return LatentUNet(
+        return NETWORKS[settings.pop("kind")](
             latent_channels=latent_channels,
             downsampling=pipeline.autoencoder.network.downsampling,
             conditions=declare(pipeline.conditions),
-            **plain(settings),
+            **settings,
         )
 
 
-def _assemble(context: Context, network: LatentUNet, statistics: LatentStatistics) -> LatentVolumePipeline:
+def _assemble(context: Context, network: DenoisingNetwork, statistics: LatentStatistics) -> LatentVolumePipeline:
     pipeline = context.pipeline
     manifest, rule = prepared(context)
     autoencoder = load_autoencoder(context)

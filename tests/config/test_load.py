@@ -136,6 +136,28 @@ def test_another_kind_replaces_a_group_whole(tmp_path: Path) -> None:
     assert load_pipeline(write(tmp_path, text)).prepare.intensity.kind == "hu_window"
 
 
+def test_a_network_without_a_kind_is_the_unet_and_a_transformer_says_so(tmp_path: Path) -> None:
+    unet = load_pipeline(write(tmp_path, GOOD + "denoiser: {network: {blocks: 3}}\n")).denoiser.network
+    assert (unet.kind, unet.blocks) == ("unet", 3)
+    wanted = "denoiser: {network: {kind: transformer, width: 128, patch: 2}}\n"
+    other = load_pipeline(write(tmp_path, GOOD + wanted)).denoiser.network
+    assert (other.kind, other.grid_factor) == ("transformer", 2)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("{kind: transformer, widths: [64]}", "unknown key; expected one of kind, width, depth"),
+        ("{widthss: [64]}", "did you mean widths?"),
+        ("{kind: transfomer}", "did you mean transformer?"),
+        ("{kind: transformer, width: 104}", "multiple of head_channels"),
+    ],
+)
+def test_mistakes_in_a_network_name_its_own_keys(tmp_path: Path, network: str, expected: str) -> None:
+    (line,) = mistakes(write(tmp_path, GOOD + f"denoiser: {{network: {network}}}\n"))
+    assert expected in line
+
+
 def test_unknown_preset_and_key_of_a_preset(tmp_path: Path) -> None:
     (line,) = mistakes(write(tmp_path, GOOD + "denoiser: {preset: tinny}\n"))
     assert "did you mean tiny?" in line
@@ -148,7 +170,7 @@ def test_shipped_pipelines_are_valid_and_round_trip(name: str, tmp_path: Path) -
     assert again == found
 
 
-@pytest.mark.parametrize("section", ["prepare", "autoencoder", "denoiser", "evaluate"])
+@pytest.mark.parametrize("section", ["deidentify", "prepare", "autoencoder", "denoiser", "evaluate"])
 def test_every_preset_is_valid(section: str, tmp_path: Path) -> None:
     assert presets(section)
     for name in presets(section):

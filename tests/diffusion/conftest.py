@@ -5,6 +5,7 @@ import torch
 
 from medsynth.diffusion.pipeline import LatentVolumePipeline
 from medsynth.models.autoencoder import KLAutoencoder
+from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 
 CONDITIONS = {
@@ -17,21 +18,41 @@ PERCENTILES = {"kind": "percentiles", "low": 0.5, "high": 99.5, "unit": "a.u.", 
 GEOMETRY = {"spacing_mm": [0.5, 0.75, 2.0], "box": [16, 24, 16], "modality": "CT", "unit": "HU", "orientation": "RAS"}
 
 
-def make_pipeline(conditions=CONDITIONS, intensity=WINDOW, geometry=GEOMETRY, objective=None):
+def make_transformer(conditions=CONDITIONS):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        autoencoder = KLAutoencoder(downsampling=4, latent_channels=3, width=8, blocks=1).eval()
-        denoiser = LatentUNet(
+        network = LatentTransformer(
             latent_channels=3,
             downsampling=4,
-            widths=[8, 16],
-            blocks=1,
-            attention=["linear"],
+            width=16,
+            depth=2,
             head_channels=8,
             mask_channels=4,
             conditions=conditions,
         ).eval()
-        torch.nn.init.normal_(denoiser.head.conv.weight, std=0.2)
+        torch.nn.init.normal_(network.head.weight, std=0.2)
+    return network
+
+
+def make_pipeline(conditions=CONDITIONS, intensity=WINDOW, geometry=GEOMETRY, objective=None, denoiser=None):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        autoencoder = KLAutoencoder(downsampling=4, latent_channels=3, width=8, blocks=1).eval()
+        denoiser = (
+            denoiser
+            or LatentUNet(
+                latent_channels=3,
+                downsampling=4,
+                widths=[8, 16],
+                blocks=1,
+                attention=["linear"],
+                head_channels=8,
+                mask_channels=4,
+                conditions=conditions,
+            ).eval()
+        )
+        if isinstance(denoiser, LatentUNet):
+            torch.nn.init.normal_(denoiser.head.conv.weight, std=0.2)
     autoencoder.set_latent_statistics(torch.tensor([0.1, -0.2, 0.0]), torch.tensor([1.5, 0.5, 2.0]))
     return LatentVolumePipeline(
         autoencoder=autoencoder,
@@ -51,3 +72,8 @@ def pipeline():
 @pytest.fixture
 def build():
     return make_pipeline
+
+
+@pytest.fixture
+def transformer_pipeline():
+    return make_pipeline(denoiser=make_transformer())

@@ -65,6 +65,14 @@ def test_layout(folder):
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_a_transformer_makes_the_same_round_trip(transformer_pipeline, tmp_path):
+    save_model(transformer_pipeline, tmp_path / "model", PROVENANCE)
+    before = transformer_pipeline({"diagnosis": "benign"}, **FAST).scans[0]
+    loaded = load_model(tmp_path / "model")
+    assert type(loaded.denoiser).__name__ == "LatentTransformer"
+    assert torch.equal(loaded({"diagnosis": "benign"}, **FAST).scans[0].as_tensor(), before.as_tensor())
+
+
 def test_round_trip_generates_the_same_voxels(pipeline, folder):
     before = pipeline({"diagnosis": "benign"}, **FAST)
     for load in (load_model, LatentVolumePipeline.from_pretrained):

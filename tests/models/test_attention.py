@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from medsynth.errors import ConfigError
-from medsynth.models.attention import Attention3D, linear_attention, quadratic_attention, rms_norm
+from medsynth.models.attention import (
+    Attention3D,
+    CrossAttention,
+    linear_attention,
+    quadratic_attention,
+    rms_norm,
+    rotary_turns,
+    rotate,
+)
 from medsynth.seeding import torch_generator
 
 BFLOAT16_ROUNDOFF = 2.0**-8
@@ -171,7 +179,76 @@ def test_64_cubed_voxels_in_bfloat16_stay_finite() -> None:
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(("channels", "heads", "kind"), [(8, 3, "linear"), (8, 8, "cosine")])
+@pytest.mark.parametrize(("channels", "heads", "kind"), [(8, 3, "linear"), (9, 3, "linear"), (8, 8, "cosine")])
 def test_impossible_settings_are_refused(channels: int, heads: int, kind: str) -> None:
     with pytest.raises(ConfigError, match="expected"):
         Attention3D(channels, heads, kind)
+
+
+@pytest.mark.parametrize("grid", [(1, 1, 1), (2, 3, 5), (7, 1, 3)])
+def test_rotated_values_and_gradients_equal_the_quadratic_twin(grid: tuple[int, int, int]) -> None:
+    n = math.prod(grid)
+    inputs = [x.requires_grad_() for x in features(n, n, 16, 5)]
+    turns = rotary_turns(grid, 16, torch.device("cpu")).double()
+    fast, naive = linear_attention(*inputs, turns), quadratic_attention(*inputs, turns)
+    upstream = torch.randn(fast.shape, generator=torch_generator(0, "upstream"), dtype=torch.float64)
+    torch.testing.assert_close(fast, naive, rtol=0, atol=1e-9)
+    for got, expected in zip(
+        torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(naive, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
+def test_rotated_products_depend_on_the_difference_of_places_alone() -> None:
+    grid = (4, 5, 6)
+    turns = rotary_turns(grid, 32, torch.device("cpu")).double().view(*grid, 16)
+    q, k = torch.randn(2, 32, generator=torch_generator(0, "pair"), dtype=torch.float64)
+
+    def product(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
+        return float(rotate(q[None], turns[a][None])[0] @ rotate(k[None], turns[b][None])[0])
+
+    assert product((0, 1, 2), (1, 3, 3)) == pytest.approx(product((2, 2, 4), (3, 4, 5)), abs=1e-6)
+    for other in ((2, 3, 3), (1, 4, 3), (1, 3, 4)):
+        assert product((0, 1, 2), (1, 3, 3)) != pytest.approx(product((0, 1, 2), other), abs=1e-4)
+    turned = rotate(q.expand(120, -1), turns.view(120, 16))
+    torch.testing.assert_close(turned.norm(dim=-1), q.norm().expand(120))
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "softmax"])
+def test_grouped_kinds_equal_the_plain_ones_with_repeated_keys_and_values(kind: str, rotary: bool) -> None:
+    grouped = Attention3D(32, 4, f"grouped_{kind}", rotary).double()
+    randomise(grouped)
+    plain = Attention3D(32, 4, kind, rotary).double()
+    q, k, v = grouped.qkv.weight.detach().split([32, 8, 8])
+    repeated = [rows.view(2, 1, 4, 32).expand(2, 4, 4, 32).reshape(32, 32) for rows in (k, v)]
+    state = grouped.state_dict() | {"qkv.weight": torch.cat([q, *repeated])}
+    plain.load_state_dict(state)
+    x = torch.randn(2, 3, 4, 2, 32, generator=torch_generator(0, "x"), dtype=torch.float64)
+    torch.testing.assert_close(grouped(x), plain(x))
+
+
+def test_cross_attention_is_softmax_over_the_tokens_and_blind_to_their_order() -> None:
+    block = CrossAttention(8, 4, 6).double()
+    x = torch.randn(2, 2, 3, 1, 8, generator=torch_generator(0, "x"), dtype=torch.float64)
+    tokens = torch.randn(2, 3, 6, generator=torch_generator(0, "tokens"), dtype=torch.float64)
+    assert torch.equal(block(x, tokens), x)
+    randomise(block)
+    q = rms_norm(block.q(block.norm(x)).view(2, 6, 2, 4), block.q_gain)
+    k, v = block.kv(tokens).view(2, 3, 2, 2, 4).unbind(2)
+    weights = (torch.einsum("bnhd,bthd->bhnt", q, rms_norm(k, block.k_gain)) / 2).softmax(-1)
+    expected = x + block.out(torch.einsum("bhnt,bthd->bnhd", weights, v).reshape(2, 6, 8)).view(x.shape)
+    torch.testing.assert_close(block(x, tokens), expected)
+    torch.testing.assert_close(block(x, tokens.flip(1)), block(x, tokens))
+
+
+@pytest.mark.parametrize("kind", ["linear", "grouped_linear"])
+def test_rotated_attention_stays_finite_at_262144_tokens(kind: str) -> None:
+    block = Attention3D(32, 8, kind, rotary=True)
+    randomise(block)
+    x = (1e4 * torch.randn(1, 64, 64, 64, 32, generator=torch_generator(0, "x"))).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block(x)
+    (gradient,) = torch.autograd.grad(out.float().mean(), x)
+    assert out.isfinite().all()
+    assert gradient.isfinite().all()

@@ -205,3 +205,22 @@ def test_positions_tell_places_apart_and_travel_in_the_config(tmp_path: Path) ->
     network.place.weight.data = weights
     network.save_pretrained(tmp_path)
     torch.testing.assert_close(LatentUNet.from_pretrained(tmp_path)(x, angle, {}), aware)
+
+
+def test_cross_attention_and_checkpointing_are_settings() -> None:
+    declared = {"cross_attention": True}
+    plain = LatentUNet(3, 2, (16, 32), 2, ("grouped_linear",), 8, 4, DECLARATION, **declared).double().train()
+    again = LatentUNet(3, 2, (16, 32), 2, ("grouped_linear",), 8, 4, DECLARATION, **declared, checkpointing=True)
+    generator = torch_generator(1, "weights")
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    again = again.double().train()
+    again.load_state_dict(plain.state_dict())
+    x, angle, conditions = inputs(4)
+    for network in (plain, again):
+        network(x, angle, conditions).square().sum().backward()
+    for (name, one), other in zip(plain.named_parameters(), again.named_parameters(), strict=True):
+        assert one.grad is not None
+        assert one.grad.abs().max() > 0, name
+        torch.testing.assert_close(one.grad, other[1].grad, msg=name)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medsynth.cohort.manifest import Case
 from medsynth.cohort.volumes import VolumeSet
-from medsynth.config.generator import Autoencoder, AutoencoderNetwork, DenoiserNetwork, FlowObjective, Training
+from medsynth.config.generator import Autoencoder, AutoencoderNetwork, FlowObjective, Training, UNetNetwork
 from medsynth.config.generator import Denoiser as DenoiserSettings
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.models.autoencoder import KLAutoencoder
@@ -110,7 +110,7 @@ def autoencoder_settings(**changes: Any) -> Autoencoder:
 
 
 def denoiser_settings(**changes: Any) -> DenoiserSettings:
-    network = DenoiserNetwork(widths=(16, 32), blocks=1, head_channels=16, mask_channels=8)
+    network = UNetNetwork(widths=(16, 32), blocks=1, head_channels=16, mask_channels=8)
     return DenoiserSettings(network=network, training=training(**changes))
 
 

@@ -1,0 +1,147 @@
+"""The other denoising network: a diffusion transformer on latents whose cost is linear in their voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from medsynth.errors import DataError
+from medsynth.models.attention import Attention3D, CrossAttention, Kind
+from medsynth.models.blocks import ChannelNorm, Convolution, fold, unfold
+from medsynth.models.conditions import ConditionEncoder, Declaration
+from medsynth.models.steering import PLACE_WAVES, AngleEncoder, grid_waves
+
+EXPANSION = 2.5
+"""Width of the feed-forward part over that of the block, as Sana has it (Xie 2024, sec. 2.2)."""
+FEED_GROUP_WIDTH = 8
+PARTS = 6
+"""Scale, shift and gate, for attention and for feed-forward."""
+
+
+class GatedConvolution(nn.Module):
+    """Feed-forward with a 3x3x3 convolution and a gate: mix(conv(mix(x))_1 * silu(conv(mix(x))_2)).
+
+    The convolution gives what linear attention lacks, detail of the neighbourhood (Xie 2024, sec. 2.2, there in 2D and
+    depthwise). It runs in groups of 8 channels: PyTorch's backward pass of a depthwise one takes four times as long.
+    """
+
+    def __init__(self, channels: int, expansion: float) -> None:
+        super().__init__()
+        hidden = 16 * round(channels * expansion / 16)
+        self.mix_in = nn.Linear(channels, 2 * hidden)
+        self.convolution = Convolution(2 * hidden, 2 * hidden, 2 * hidden // FEED_GROUP_WIDTH)
+        self.mix_out = nn.Linear(hidden, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
+        value, gate = self.convolution(F.silu(self.mix_in(x))).chunk(2, -1)
+        return self.mix_out(value * F.silu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and gated feed-forward, each scaled, shifted and gated by the condition vector (Peebles 2023, sec. 3.2).
+
+    The six vectors are those that all blocks share plus a table of the block's own (Chen 2023, "adaLN-single"). Gates
+    start at zero, so a fresh network is its shortcut.
+    """
+
+    def __init__(self, width: int, head_channels: int, kind: Kind, token_width: int | None) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(PARTS, width))
+        self.attention = Attention3D(width, head_channels, kind, rotary=True)
+        self.cross = None if token_width is None else CrossAttention(width, head_channels, token_width)
+        self.norm_feed = ChannelNorm(width)
+        self.feed = GatedConvolution(width, EXPANSION)
+        if kind != "none":
+            nn.init.xavier_uniform_(self.attention.out.weight)  # the gate starts at zero in its place
+
+    def forward(self, x: Tensor, shared: Tensor, tokens: Tensor | None) -> Tensor:
+        """[B, X, Y, Z, C], shared vectors [B, 6, C] and tokens [B, T, W] -> [B, X, Y, Z, C]."""
+        parts = (shared + self.table).to(x.dtype)[:, :, None, None, None]  # [B, 6, 1, 1, 1, C]
+        scale, shift, gate, feed_scale, feed_shift, feed_gate = parts.unbind(1)
+        if self.attention.kind != "none":
+            x = x + gate * self.attention.mix(torch.addcmul(shift, self.attention.norm(x), 1 + scale))
+        if self.cross is not None and tokens is not None:
+            x = self.cross(x, tokens)
+        return x + feed_gate * self.feed(torch.addcmul(feed_shift, self.norm_feed(x), 1 + feed_scale))
+
+
+class LatentTransformer(ModelMixin, ConfigMixin):
+    """Noisy latent, noise angle and conditions to whatever the objective predicts, on the same grid.
+
+    Patches of `patch`^3 latent voxels become tokens of `width` channels; `depth` blocks follow. The mask condition joins
+    at the input; everything else steers by scale, shift and gate in every block and, with `cross_attention`, by
+    condition tokens. Places enter by rotation of queries and keys, by the zero padding of the convolutions and, with
+    `positions`, by waves over the box. Any grid that the patches divide; the output layer starts at zero.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        downsampling: int = 4,
+        width: int = 256,
+        depth: int = 8,
+        patch: int = 1,
+        attention: str = "linear",
+        head_channels: int = 32,
+        mask_channels: int = 16,
+        conditions: Declaration | None = None,
+        positions: bool = False,
+        cross_attention: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.checkpointing = checkpointing
+        self.angle = AngleEncoder(width)
+        self.condition_encoder = ConditionEncoder(dict(conditions or {}), width, downsampling, mask_channels)
+        self.stem = nn.Linear(patch**3 * (latent_channels + self.condition_encoder.mask_channels), width)
+        self.place = nn.Linear(6 * len(PLACE_WAVES), width, bias=False) if positions else None
+        self.modulation = nn.Linear(width, PARTS * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        kind = cast("Kind", attention)
+        token_width = width if cross_attention else None
+        self.blocks = nn.ModuleList(TransformerBlock(width, head_channels, kind, token_width) for _ in range(depth))
+        self.out_norm = ChannelNorm(width)
+        self.out_modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, patch**3 * latent_channels)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, angle: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """x [B, C, X, Y, Z] and angle [B] in radians, 0 (data) to pi/2 (noise) -> prediction [B, C, X, Y, Z].
+
+        `conditions` as `medsynth.models.conditions.encode` makes them; what is missing is null. Raises DataError for a
+        grid that the patches do not divide.
+        """
+        grid = x.shape[2:]
+        if any(size % self.patch for size in grid):
+            raise DataError(f"expected a latent grid of multiples of {self.patch}, found {list(grid)}; use another box")
+        angle_vector = self.angle(angle)
+        tokens, field = self.condition_encoder(conditions, x.shape[0], grid)
+        vector = F.silu(angle_vector + tokens.sum(1))
+        h = x.movedim(1, -1)
+        if field is not None:
+            h = torch.cat([h, field.to(h.dtype)], -1)
+        h = self.stem(fold(h, self.patch))
+        if self.place is not None:
+            h = h + self.place(grid_waves(h.shape[1:4], x.device).to(self.dtype)).to(h.dtype)
+        shared = self.modulation(vector).unflatten(-1, (PARTS, -1))
+        context = torch.cat([angle_vector[:, None], tokens], 1)
+        for block in self.blocks:
+            if self.checkpointing and self.training:
+                h = checkpoint(block, h, shared, context, use_reentrant=False)
+            else:
+                h = block(h, shared, context)
+        scale, shift = self.out_modulation(vector).to(h.dtype)[:, None, None, None].chunk(2, -1)
+        h = self.head(torch.addcmul(shift, self.out_norm(h), 1 + scale))
+        return unfold(h, self.patch).movedim(-1, 1)

@@ -1,0 +1,123 @@
+"""The diffusion transformer: the same contract as the U-Net."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from medsynth.errors import DataError
+from medsynth.models.conditions import Declaration, encode
+from medsynth.models.transformer import LatentTransformer
+from medsynth.seeding import torch_generator
+
+DECLARATION: Declaration = {
+    "diagnosis": {"kind": "category", "values": ["benign", "malignant"], "dropout": 0.1},
+    "diameter_mm": {"kind": "number", "range": [3.0, 40.0], "unit": "mm", "dropout": 0.1},
+    "nodule": {"kind": "mask", "labels": {"nodule": 1}, "dropout": 0.1},
+}
+
+
+def lively(patch: int = 1, attention: str = "linear", **settings: bool) -> LatentTransformer:
+    """A small network in float64 in which no branch is silent."""
+    network = LatentTransformer(3, 2, 32, 2, patch, attention, 8, 4, DECLARATION, **settings).double()
+    generator = torch_generator(1, "weights")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return network.eval()
+
+
+def inputs(batch: int, grid: tuple[int, int, int] = (4, 6, 4)) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    generator = torch_generator(0, "inputs")
+    x = torch.randn(batch, 3, *grid, generator=generator, dtype=torch.float64)
+    angle = torch.rand(batch, generator=generator, dtype=torch.float64) * (math.pi / 2)
+    mask = torch.randint(0, 2, (batch, 1, *(2 * size for size in grid)), generator=generator, dtype=torch.uint8)
+    rows = [{"diagnosis": "benign", "diameter_mm": 5.0}, {"diagnosis": "malignant"}, {"diameter_mm": 30.0}, {}]
+    conditions = encode(DECLARATION, [rows[i % 4] for i in range(batch)], mask)
+    if batch > 2:
+        conditions["nodule"][2] = 255
+    return x, angle, conditions
+
+
+def test_a_fresh_network_predicts_zero_and_its_output_layer_learns() -> None:
+    network = LatentTransformer(3, 2, 32, 2, 2, "linear", 8, 4, DECLARATION)
+    x, angle, conditions = inputs(2)
+    out = network(x.float(), angle.float(), conditions)
+    assert out.eq(0).all()
+    assert out.shape == x.shape
+    (out - 1).square().sum().backward()
+    assert network.head.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("attention", ["linear", "softmax", "grouped_linear", "grouped_softmax", "none"])
+def test_gradient_reaches_every_parameter(attention: str) -> None:
+    network = lively(1, attention, positions=True, cross_attention=True).train()
+    x, angle, conditions = inputs(4)
+    network(x, angle, conditions).square().sum().backward()
+    silent = [n for n, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    assert not silent
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_samples_do_not_see_each_other(patch: int) -> None:
+    network = lively(patch, cross_attention=True)
+    x, angle, conditions = inputs(4)
+    with torch.no_grad():
+        together = network(x, angle, conditions)
+        for i in range(4):
+            one = {name: t[i : i + 1] for name, t in conditions.items()}
+            torch.testing.assert_close(network(x[i : i + 1], angle[i : i + 1], one)[0], together[i])
+
+
+def test_angle_and_every_condition_change_the_prediction() -> None:
+    network = lively()
+    x, angle, conditions = inputs(1)
+    base = network(x, angle, conditions)
+    assert not torch.allclose(network(x, angle + 0.1, conditions), base)
+    for name in DECLARATION:
+        assert not torch.allclose(network(x, angle, {k: v for k, v in conditions.items() if k != name}), base), name
+
+
+def test_every_voxel_reaches_every_other() -> None:
+    """One block without the convolution's help: places at opposite corners of the grid."""
+    network = lively()
+    x, angle, conditions = inputs(1, (12, 4, 4))
+    x.requires_grad_()
+    out = network(x, angle, conditions)
+    (gradient,) = torch.autograd.grad(out[0, 0, 0, 0, 0], x)
+    assert gradient[0, :, -1, -1, -1].abs().max() > 0
+
+
+@pytest.mark.parametrize("grid", [(2, 2, 2), (4, 6, 8), (10, 2, 4)])
+def test_one_network_serves_every_grid_that_its_patches_divide(grid: tuple[int, int, int]) -> None:
+    x, angle, conditions = inputs(1, grid)
+    assert lively(2)(x, angle, conditions).shape == x.shape
+
+
+def test_a_grid_that_the_patches_do_not_divide_is_refused() -> None:
+    x, angle, conditions = inputs(1, (4, 5, 4))
+    with pytest.raises(DataError, match="multiples of 2"):
+        lively(2)(x, angle, conditions)
+
+
+def test_a_checkpointed_network_has_the_same_values_and_gradients() -> None:
+    plain, again = lively().train(), lively(checkpointing=True).train()
+    again.load_state_dict(plain.state_dict())
+    x, angle, conditions = inputs(2)
+    for network in (plain, again):
+        network(x, angle, conditions).square().sum().backward()
+    for (name, one), other in zip(plain.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+def test_it_comes_back_from_disk(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    network = lively(2, "grouped_linear", positions=True).float()
+    network.save_pretrained(tmp_path)
+    again = LatentTransformer.from_pretrained(tmp_path)
+    x, angle, conditions = inputs(1)
+    torch.testing.assert_close(
+        again(x.float(), angle.float(), conditions), network(x.float(), angle.float(), conditions), rtol=0, atol=1e-5
+    )
