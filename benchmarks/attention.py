@@ -12,20 +12,16 @@ size before.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import multiprocessing
-import platform
-import resource
-import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness import alone, clock, machine, peak_mib, write
 
 HEADS = 8
 HEAD_CHANNELS = 32
 ENOUGH_SECONDS = 2.0
 MOST_REPEATS = 10
-RESULTS = Path(__file__).parent / "results"
 
 
 def measure(kind: str, side: int, device: str, dtype: str, threads: int) -> dict[str, Any]:
@@ -39,13 +35,13 @@ def measure(kind: str, side: int, device: str, dtype: str, threads: int) -> dict
     torch.set_num_threads(threads)
     shape = (1, HEADS, side**3, HEAD_CHANNELS)
     generator = torch_generator(0, "attention benchmark")
-    clock = time.perf_counter if device == "cuda" else time.process_time
+    now = clock(device)
     draws = [torch.randn(shape, generator=generator).to(device, getattr(torch, dtype)) for _ in range(4)]
     q, k, v, upstream = draws[0].requires_grad_(), draws[1].requires_grad_(), draws[2].requires_grad_(), draws[3]
     gain = torch.ones(HEAD_CHANNELS, device=device)
 
     def once(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, upstream: torch.Tensor) -> float:
-        begin = clock()
+        begin = now()
         if kind == "linear":
             out = linear_attention(rms_norm(q, gain).relu(), rms_norm(k, gain).relu(), v)
         else:
@@ -53,20 +49,15 @@ def measure(kind: str, side: int, device: str, dtype: str, threads: int) -> dict
         torch.autograd.grad(out, (q, k, v), upstream)
         if device == "cuda":
             torch.cuda.synchronize()
-        return clock() - begin
+        return now() - begin
 
     once(*(x[:, :, :64].detach().requires_grad_() for x in draws))  # what the first call sets up is not counted
-    before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else _resident_peak_mib()
+    before = peak_mib(device)
     seconds = [once(q, k, v, upstream)]
-    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _resident_peak_mib()
+    peak = peak_mib(device)
     while sum(seconds) < ENOUGH_SECONDS and len(seconds) < MOST_REPEATS:
         seconds.append(once(q, k, v, upstream))
     return {"kind": kind, "tokens": side**3, "seconds": min(seconds), "peak_mib": peak - before}
-
-
-def _resident_peak_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if platform.system() == "Darwin" else 2**10)
 
 
 def with_exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,8 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     cases += [("softmax", side) for side in sorted(options.sides) if side <= options.softmax_up_to]
     rows = []
     for kind, side in cases:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(pool.apply(measure, (kind, side, options.device, options.dtype, options.threads)))
+        rows.append(alone(measure, kind, side, options.device, options.dtype, options.threads))
     rows = with_exponents(rows)
     print(table(rows))
     import torch
@@ -117,15 +107,13 @@ def main(arguments: list[str] | None = None) -> None:
     record = {
         "heads": HEADS,
         "head_channels": HEAD_CHANNELS,
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU",
+        "device": machine(options.device),
         "threads": options.threads,
         "dtype": options.dtype,
         "torch": torch.__version__,
         "rows": rows,
     }
-    out = options.out or RESULTS / f"attention-{options.device}-{options.dtype}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    write(f"attention-{options.device}-{options.dtype}", record, options.out)
 
 
 if __name__ == "__main__":
