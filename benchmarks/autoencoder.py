@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import alone, best_seconds, machine, peak_mib, write
+from benchmarks.harness import alone, best_seconds, machine, over, peak_mib, write
 
 OURS, PEER = "medsynth", "monai-maisi"
 
@@ -99,7 +99,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             base = ours[row["side"]]
             small = max(base["encode_peak_mib"], base["decode_peak_mib"])
             ratios = [row["encode_seconds"] / base["encode_seconds"], row["decode_seconds"] / base["decode_seconds"]]
-            lines.append(f"{'  over ours':<27}{ratios[0]:>12.1f}{ratios[1]:>12.1f}{peak / small:>12.1f}")
+            lines.append(f"{'  over ours':<27}{ratios[0]:>12.1f}{ratios[1]:>12.1f}{over(peak, small):>12}")
     return "\n".join(lines)
 
 

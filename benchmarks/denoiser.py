@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import alone, best_seconds, machine, peak_mib, write
+from benchmarks.harness import alone, best_seconds, machine, over, peak_mib, write
 
 CHANNELS = 4
 HEAD_CHANNELS = 32
@@ -25,13 +25,19 @@ NETWORKS = (OURS, "monai-tutorial", "monai-every-level")
 
 def build(name: str, widths: tuple[int, ...]) -> Any:
     """The network, in float32 on the CPU."""
+    import torch
+
     from medsynth.models.unet import LatentUNet
 
-    if name == OURS:
+    def ours() -> Any:
         return LatentUNet(CHANNELS, 4, widths, 2, ("linear",), HEAD_CHANNELS, 16, None)
-    target = parameters(LatentUNet(CHANNELS, 4, widths, 2, ("linear",), HEAD_CHANNELS, 16, None))
-    candidates = (_monai(name, width) for width in range(32, 257, 32))
-    return min(candidates, key=lambda network: abs(parameters(network) - target))
+
+    if name == OURS:
+        return ours()
+    with torch.device("meta"):  # counted without taking memory
+        target = parameters(ours())
+        width = min(range(32, 257, 32), key=lambda width: abs(parameters(_monai(name, width)) - target))
+    return _monai(name, width)
 
 
 def _monai(name: str, width: int) -> Any:
@@ -104,10 +110,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     ours = {row["side"]: row for row in rows if row["network"] == OURS}
     for row in rows:
         base = ours[row["side"]]
-        ratios = [row[key] / base[key] for key in ("step_seconds", "forward_seconds", "step_peak_mib")]
+        ratios = [over(row[key], base[key]) for key in ("step_seconds", "forward_seconds", "step_peak_mib")]
         lines.append(
-            f"{row['network']:<20}{row['side']:>5}{row['parameters'] / 1e6:>8.2f}{row['step_seconds']:>11.3f}{ratios[0]:>7.2f}"
-            f"{row['forward_seconds']:>11.3f}{ratios[1]:>7.2f}{row['step_peak_mib']:>11.0f}{ratios[2]:>7.2f}"
+            f"{row['network']:<20}{row['side']:>5}{row['parameters'] / 1e6:>8.2f}{row['step_seconds']:>11.3f}{ratios[0]:>7}"
+            f"{row['forward_seconds']:>11.3f}{ratios[1]:>7}{row['step_peak_mib']:>11.0f}{ratios[2]:>7}"
         )
     return "\n".join(lines)
 

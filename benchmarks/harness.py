@@ -53,6 +53,11 @@ def best_seconds(work: Callable[[], Any], device: str, *, enough: float = 2.0, m
     return min(seconds)
 
 
+def over(value: float, base: float) -> str:
+    """A ratio for a table; a dash where the base is too small to have been seen."""
+    return f"{value / base:.2f}" if base > 0 else "-"
+
+
 def machine(device: str) -> str:
     """The name of what was measured on."""
     if device == "cuda":

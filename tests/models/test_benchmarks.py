@@ -50,12 +50,10 @@ def test_ratios_are_over_ours_at_the_same_size() -> None:
 
 
 @pytest.mark.slow
-def test_the_networks_are_measured_beside_their_peers(tmp_path: Path) -> None:
-    out = tmp_path / "result.json"
-    denoiser.main(["--sides", "8", "--widths", "32", "32", "32", "--out", str(out)])
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["network"] for row in rows] == list(denoiser.NETWORKS)
-    assert all(row["step_seconds"] > 0 for row in rows)
-    autoencoder.main(["--sides", "16", "--width", "16", "--tiled-from", "16", "--out", str(out)])
-    rows = json.loads(out.read_text())["rows"]
-    assert [(row["network"], row["tiled"]) for row in rows] == [("medsynth", True), ("monai-maisi", False)]
+def test_the_networks_are_measured_beside_their_peers() -> None:
+    rows = [denoiser.measure(name, 8, (32, 32, 32), "cpu", "float32", 1) for name in denoiser.NETWORKS]
+    assert all(row["step_seconds"] > 0 and row["forward_seconds"] > 0 for row in rows)
+    assert len(denoiser.table(rows).splitlines()) == 1 + len(rows)
+    rows = [autoencoder.measure(name, 16, 16, 1, True, "cpu", "float32", 1) for name in ("medsynth", "monai-maisi")]
+    assert all(row["encode_seconds"] > 0 and row["decode_seconds"] > 0 for row in rows)
+    assert "over ours" in autoencoder.table(rows)
