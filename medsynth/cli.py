@@ -7,12 +7,12 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from medsynth import __version__
-from medsynth.commands import deidentify, index, pacs, records
+from medsynth.commands import deidentify, export, index, pacs, records
 from medsynth.commands.options import (
     DeviceOption,
     DryRunOption,
@@ -116,6 +116,10 @@ def generate(
     ] = None,
     again: Annotated[Path | None, typer.Option(help="Make the scans of this manifest.csv again.")] = None,
     case: Annotated[list[str] | None, typer.Option(help="With --again: only these cases.")] = None,
+    format_: Annotated[
+        Literal["nifti", "dicom", "both"] | None,
+        typer.Option("--format", help="nifti, dicom or both; a pipeline needs its NIfTI files [nifti]."),
+    ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow server that models:/ names are looked up in.")
     ] = None,
@@ -135,19 +139,24 @@ def generate(
             "generate: expected either a PIPELINE or --model, for example `medsynth generate --model DIR --out DIR`"
         )
     if pipeline is not None:
-        _execute(pipeline, "generate", workspace, set_, seed, device, dry_run, force, json_, quiet)
+        if format_ == "dicom":
+            raise UsageError(
+                "generate: expected --format nifti or both with a PIPELINE, found dicom; `evaluate` reads the NIfTI files"
+            )
+        changes = [*(set_ or []), *([f"generate.format={format_}"] if format_ else [])]
+        _execute(pipeline, "generate", workspace, changes, seed, device, dry_run, force, json_, quiet)
         return
     from medsynth.verbs import generate_from_model
 
     summary = generate_from_model(
         model=str(model), out=out, count=count, conditions=condition or [], masks=masks, again=again, cases=case or [],
         tracking_uri=tracking_uri, workspace=workspace, overrides=set_ or [], seed=seed, device=device or "auto",
-        dry_run=dry_run, screen=screen_for(quiet),
+        dry_run=dry_run, screen=screen_for(quiet), form=format_,
     )  # fmt: skip
     show_result(summary, json_, quiet and not dry_run)
 
 
-for _part in (index, deidentify, records, pacs):
+for _part in (index, deidentify, export, records, pacs):
     _part.add_to(app)
 
 

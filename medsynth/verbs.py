@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from medsynth.config.generator import ScanFormat
 from medsynth.config.pipeline import Pipeline
 from medsynth.console import Screen
 from medsynth.errors import UsageError
@@ -117,6 +118,7 @@ def generate_from_model(
     device: str,
     dry_run: bool,
     screen: Screen,
+    form: ScanFormat | None = None,
 ) -> dict[str, Any]:
     """Generate a dataset from a model folder or a registered model into a new folder."""
     from medsynth.stages.ask import Question, answer
@@ -138,5 +140,6 @@ def generate_from_model(
         overrides=tuple(overrides),
         seed=seed,
         device=device,
+        format=form,
     )
     return answer(question, dry_run=dry_run, progress=screen.progress(), say=screen.say)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "medsynth"
 FLOORS = {
     "": 0, "errors": 0, "seeding": 0, "digests": 0, "progress": 0, "config": 0,
     "imaging": 1, "cohort": 1, "models": 1,
-    "diffusion": 2,
+    "diffusion": 2, "pacs": 2,
     "training": 3, "evaluation": 3, "tracking": 3, "reporting": 3,
     "stages": 4,
     "cli": 5, "commands": 5, "exits": 5, "verbs": 5, "console": 5, "doctor": 5, "__main__": 5,

@@ -28,6 +28,8 @@ FILE_NAME = "manifest.csv"
 ORIGINS = ("real", "synthetic")
 BEFORE_CONDITIONS = ("case", "patient", "origin", "split", "image", "mask")
 AFTER_CONDITIONS = ("modality", "shape", "spacing_mm", "sha256", "mask_sha256", "intensity_low", "intensity_high")
+LATER = ("resampled",)
+"""Columns that manifests of earlier versions do not have."""
 GENERATION = ("model", "seed", "sampler", "evaluations", "guidance")
 """Columns that only synthetic cases have: enough, with the conditions, to draw the same voxels again."""
 
@@ -63,6 +65,8 @@ class Case:
     """The columns of GENERATION; empty for a real case."""
     mask_sha256: str = ""
     """Of the mask's file; empty where there is no mask."""
+    resampled: str = ""
+    """Why the series was put on a regular grid when it was read; empty where it had one."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Manifest:
         table = read_table(path, generated)
         mistakes = Mistakes(path.name)
         for name in plain:
-            if name not in table.columns:
+            if name not in table.columns and name not in LATER:
                 others = [column for column in table.columns if column not in plain]
                 mistakes.add(f"column {name} is missing{nearest(name, others)}; prepare the cohort again")
         for name in table.columns:
@@ -181,7 +185,7 @@ def _column_conditions(conditions: Mapping[str, Condition]) -> list[str]:
 
 
 def _header(names: Sequence[str], *, synthetic: bool) -> list[str]:
-    return [*BEFORE_CONDITIONS, *names, *AFTER_CONDITIONS, *(GENERATION if synthetic else ())]
+    return [*BEFORE_CONDITIONS, *names, *AFTER_CONDITIONS, *LATER, *(GENERATION if synthetic else ())]
 
 
 def _cells(case: Case, declared: Mapping[str, Condition]) -> dict[str, str]:
@@ -202,6 +206,7 @@ def _cells(case: Case, declared: Mapping[str, Condition]) -> dict[str, str]:
         "mask_sha256": case.mask_sha256,
         "intensity_low": repr(float(case.intensity_low)),
         "intensity_high": repr(float(case.intensity_high)),
+        "resampled": case.resampled,
         **{name: str(case.generation.get(name, "")) for name in GENERATION},
     }
 
@@ -242,12 +247,13 @@ def _parse(row: Row, declared: Mapping[str, Condition], mistakes: Mistakes) -> C
         conditions={name: value(name, declared[name]) for name in _column_conditions(declared)},
         generation={name: cells[name] for name in GENERATION if cells.get(name)},
         mask_sha256=cells["mask_sha256"],
+        resampled=cells.get("resampled", ""),
     )
 
 
 def _check(cases: Sequence[Case], declared: Mapping[str, Condition], lines: Sequence[int], mistakes: Mistakes) -> None:
     """Note everything that no manifest may say."""
-    reserved = (*BEFORE_CONDITIONS, *AFTER_CONDITIONS, *GENERATION)
+    reserved = (*BEFORE_CONDITIONS, *AFTER_CONDITIONS, *LATER, *GENERATION)
     for name in _column_conditions(declared):
         if name in reserved:
             mistakes.add(f"{name} is a column of the manifest; give the condition another name")

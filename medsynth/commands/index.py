@@ -26,7 +26,7 @@ def _verb(
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Find DICOM series and NIfTI files, one row each; fill in the labels yourself."""
+    """Find DICOM series and volumes in other files, one row each; fill in the labels yourself."""
     show_result(index_scans(folder, out, screen_for(quiet)), json_, quiet)
 
 
@@ -48,4 +48,6 @@ def index_scans(folder: Path, out: Path, screen: Screen) -> dict[str, Any]:
     for line, row in enumerate(rows, start=2):
         if not row.usable:  # by its line, because names of files may be names of patients
             screen.say(f"line {line} of {out.name}: {row.reason.replace(row.image.name, 'the file')}")
+        if row.notes:
+            screen.say(f"line {line} of {out.name}: {row.notes}")
     return {"rows": len(rows), "usable": usable, "written": str(out)}

@@ -156,4 +156,8 @@ class Prepare(Settings):
     """Scans with the same pixels under two names: keep the first and report, or stop."""
     key_file: ConfigPath | None = None
     """Secret for pseudonyms; created in the workspace unless given. Share it to get the same pseudonyms elsewhere."""
+    linking_table: ConfigPath | None = None
+    """Encrypted table that leads from pseudonyms back to patients; none is kept unless given."""
+    irregular: Literal["refuse", "resample"] = "refuse"
+    """Tilted gantry, uneven or missing slices: such series are left out, or put on a regular grid and marked so."""
     workers: Annotated[int, Field(ge=1, le=256)] = 2

@@ -10,39 +10,29 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import pydicom
-from numpy.typing import NDArray
-from pydicom import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import pixel_array
-
-from medsynth.errors import DataError, MedsynthError, UnreadableError
-from medsynth.imaging.headers import (
-    IMAGE_CLASSES,
-    READ_ERRORS,
-    Header,
-    fault_of,
-    quiet,
-    read_header,
-    series_key,
-    without_copies,
-)
+from medsynth.errors import DataError, GeometryError, MedsynthError, UnreadableError
+from medsynth.imaging.decode import read_whole, stored_frames
+from medsynth.imaging.headers import DAMAGED_BESIDE, IMAGE_CLASSES, Fault, Group, Header, quiet, read_header
+from medsynth.imaging.parts import parts_of, without_copies
+from medsynth.imaging.planes import Plane, planes_of
+from medsynth.imaging.regular import order_of, regular_grid
 from medsynth.imaging.scan import ARBITRARY, HU, Scan, make_scan
-from medsynth.imaging.stack import Plane, Stack, planes_of, stack_planes
+from medsynth.imaging.stack import Stack, stack_planes
+from medsynth.imaging.volume import Volume, physical
 from medsynth.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from medsynth.imaging.deidentify import Deidentifier
 
-DECODE_ERRORS = (*READ_ERRORS, RuntimeError, IndexError)
+Irregular = Literal["refuse", "resample"]
+CHANGED = "the files have changed since their headers were read; index the folder again"
 
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series, sorted by path, and what their headers say about it."""
+    """The files of one series, or of one volume in it, sorted by path, and what their headers say about it."""
 
     files: tuple[Path, ...]
     modality: str
@@ -52,9 +42,22 @@ class Series:
     patient: str = field(repr=False)
     """PatientID as received: for pseudonyms only, never to be shown or written."""
     planes: tuple[Plane, ...] = field(repr=False)
+    images: tuple[tuple[int, int], ...] = field(repr=False)
+    """For each plane its file's place in `files` and its frame."""
+    part: str = ""
+    """Which of several volumes of the series this is: `echo=2`; empty where there is one."""
+    description: str = ""
+    """Class of scan, see `describe`."""
+    copies: int = 0
+    """Files left out because they repeat one of these."""
     fault: str = ""
     """Why it cannot be used, geometry apart; empty if nothing in the headers speaks against it."""
     fault_kind: type[MedsynthError] = DataError
+
+    @property
+    def address(self) -> str:
+        """What the column `series` of a table calls it: its UID, and its part after a `#`."""
+        return f"{self.series_uid}#{self.part}" if self.part else self.series_uid
 
     @property
     def folder(self) -> Path:
@@ -83,19 +86,20 @@ class Found:
 def find_series(folder: Path, *, progress: Progress | None = None) -> Found:
     """DICOM series in `folder` and everything below it, by header alone; `folder` may also be one DICOM file.
 
-    Grouped by SeriesInstanceUID wherever the files lie; files without one by folder, study and series number.
-    Byte-equal copies of one object count once. A damaged file makes every series that shares its folder unusable,
-    because it may be the slice that is missing. Raises UnreadableError where the folder cannot be listed.
+    Grouped by SeriesInstanceUID wherever the files lie; files without one by folder, study and series number. Copies
+    of one image count once. Where a series has several images at each position, and echo, time or kind tell them
+    apart, each volume is a series of its own with a `part`. A damaged file makes every series that shares its folder
+    unusable, because it may be the slice that is missing. Raises UnreadableError where the folder cannot be listed.
     """
     paths = list(_files(Path(folder)))
-    groups: dict[tuple[str, ...], list[Header]] = {}
+    groups: dict[Group, list[Header]] = {}
     skipped: list[tuple[Path, str]] = []
     damaged: set[Path] = set()
     with quiet(), (progress or Silent()).task("reading headers", len(paths)) as advance:
         for path in paths:
             header = read_header(path)
             if isinstance(header, Header):
-                groups.setdefault(series_key(header), []).append(header)
+                groups.setdefault(header.group, []).append(header)
             else:
                 reason, is_damaged = header
                 skipped.append((path, reason))
@@ -103,72 +107,71 @@ def find_series(folder: Path, *, progress: Progress | None = None) -> Found:
                     damaged.add(path.parent)
             advance(1)
         series = []
-        for headers in groups.values():
+        while groups:
+            _, headers = groups.popitem()
             distinct, copies = without_copies(headers)
-            skipped += [(path, "a byte-equal copy of another file of its series") for path in copies]
-            series.append(_series(distinct, damaged=any(header.path.parent in damaged for header in distinct)))
-    return Found(sorted(series, key=lambda one: one.files), sorted(skipped))
+            skipped += copies
+            series += _series(distinct, len(copies), damaged=any(header.path.parent in damaged for header in distinct))
+    return Found(sorted(series, key=lambda one: (one.files, one.part)), sorted(skipped))
 
 
-def read_series(series: Series, deidentifier: Deidentifier) -> Scan:
+def read_series(series: Series, deidentifier: Deidentifier, *, irregular: Irregular = "refuse") -> Scan:
     """The series as one scan [1, columns, rows, slices] with its RAS affine: CT in HU, MR in arbitrary units.
 
     Each dataset is de-identified in memory before anything else, and geometry and values are taken from the result.
-    Rescale is applied slice by slice; voxels are int16 where that is exact, else float32. Raises UnreadableError where
-    a file is damaged or compressed in a way that cannot be decoded, GeometryError where there is no regular volume,
-    PrivacyError where the pixels may name the patient.
+    Rescale or lookup table are applied slice by slice; voxels are int16 where that is exact, else float32. With
+    `irregular="resample"` a tilted gantry and unequal gaps are brought to a regular grid, and the scan's meta says
+    under `resampled` what was done. Raises UnreadableError where a file is damaged or compressed in a way that cannot
+    be decoded, GeometryError where there is no regular volume, PrivacyError where the pixels may name the patient.
     """
     series.check()
+    order = _order(series.planes, irregular)
+    planes = list(series.planes)
+    total = len(series.files)
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    for k, number in enumerate(order):
+        file, frame = series.images[number]
+        wanted.setdefault(file, []).append((frame, k))
+    volume = Volume(len(order))
     with quiet():
-        datasets = [
-            deidentifier.dataset(_read_whole(path, number, len(series.files)))
-            for number, path in enumerate(series.files, start=1)
-        ]
-        planes: list[Plane] = []
-        frames: list[tuple[int, int]] = []
-        for place, dataset in enumerate(datasets):
+        for file, frames in wanted.items():
+            which = f"file {file + 1} of {total} of the series"
+            dataset = deidentifier.dataset(read_whole(series.files[file], which))
             found = planes_of(dataset)
-            planes += found
-            frames += [(place, frame) for frame in range(len(found))]
-        _check_unit(series.modality, planes)
-        stack = stack_planes(planes)
-        voxels = _Voxels(stack.shape)
-        for k, place in enumerate(stack.order):
-            which, frame = frames[place]
-            dataset = datasets[which]
-            stored = _decode(dataset, frame, which + 1, len(datasets))
-            voxels.put(k, stored, dataset, planes[place], invert=planes[place].inverted and series.modality != "CT")
-            if len(datasets) == len(frames):
-                del dataset.PixelData  # its memory goes as the volume fills
+            if max(frame for frame, _ in frames) >= len(found):
+                raise UnreadableError(CHANGED)
+            decoded = stored_frames(dataset, [frame for frame, _ in frames], which)
+            for (frame, k), stored in zip(frames, decoded, strict=True):
+                if not _means_the_same(found[frame], series.planes[order[k]]):
+                    raise UnreadableError(CHANGED)
+                planes[k] = found[frame]
+                invert = found[frame].inverted and series.modality != "CT"
+                volume.put(k, physical(stored, dataset, found[frame], which, invert=invert), which)
     unit = HU if series.modality == "CT" else ARBITRARY
-    return make_scan(voxels.array.transpose(2, 1, 0), stack.affine, modality=series.modality, unit=unit)
+    if _order(planes, irregular) != tuple(range(len(planes))):
+        raise UnreadableError(CHANGED)
+    try:
+        affine = stack_planes(planes).affine
+    except GeometryError:
+        if irregular == "refuse":
+            raise
+        voxels, affine, done = regular_grid(volume.array, planes)
+        return make_scan(voxels, affine, modality=series.modality, unit=unit, resampled=done)
+    return make_scan(volume.turned(), affine, modality=series.modality, unit=unit)
 
 
-class _Voxels:
-    """A volume [slices, rows, columns] filled slice by slice: int16 until a value comes that int16 cannot hold."""
+def _means_the_same(plane: Plane, announced: Plane) -> bool:
+    """Whether de-identification, or whoever wrote the file since, left the meaning of stored values as it was."""
+    tables = [None if one.table is None else (one.table.first, one.table.entries) for one in (plane, announced)]
+    values = [(one.slope, one.intercept, one.rescaled, one.inverted) for one in (plane, announced)]
+    return tables[0] == tables[1] and values[0] == values[1]
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        self.array: NDArray = np.empty(shape[::-1], dtype=np.int16)
 
-    def put(self, k: int, stored: NDArray, dataset: Dataset, plane: Plane, *, invert: bool) -> None:
-        """Slice k: output = slope * stored + intercept (PS3.3 C.11.1.1.2).
-
-        MONOCHROME1 says only how a value is shown. Hounsfield units mean the same under it and stay; in MR, where only
-        brightness has a meaning, values are mirrored within their range of bits, as a viewer would.
-        """
-        if invert:
-            bits = int(dataset.BitsStored)
-            mirror = -1 if int(dataset.PixelRepresentation) else 2**bits - 1
-            stored = mirror - stored.astype(np.int64)
-        if plane.slope.is_integer() and plane.intercept.is_integer():
-            values: NDArray = stored.astype(np.int64) * int(plane.slope) + int(plane.intercept)
-            limits = np.iinfo(np.int16)
-            exact = values.min() >= limits.min and values.max() <= limits.max
-        else:
-            values, exact = stored * plane.slope + plane.intercept, False
-        if not exact and self.array.dtype == np.int16:
-            self.array = self.array.astype(np.float32)
-        self.array[k] = values
+def _order(planes: Sequence[Plane], irregular: Irregular) -> tuple[int, ...]:
+    """The planes' places from the first slice to the last; raises GeometryError as `stack_planes` does."""
+    if irregular == "refuse":
+        return stack_planes(planes).order
+    return order_of(planes)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -185,49 +188,38 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in sorted(names))
 
 
-def _series(headers: list[Header], *, damaged: bool) -> Series:
+def _series(headers: list[Header], copies: int, *, damaged: bool) -> list[Series]:
+    """One series, or one for each of its volumes."""
     first = headers[0]
-    fault = fault_of(headers, damaged=damaged)
-    planes: list[Plane] = []
-    if fault is None:
-        try:
-            planes = [plane for header in headers for plane in planes_of(header.dataset)]
-            _check_unit(IMAGE_CLASSES[first.sop_class], planes)
-        except DataError as error:
-            fault = error
-    return Series(
-        files=tuple(header.path for header in headers),
-        modality=IMAGE_CLASSES.get(first.sop_class, ""),
-        series_uid=str(first.dataset.get("SeriesInstanceUID") or ""),
-        patient=str(first.dataset.get("PatientID") or ""),
-        planes=tuple(planes),
-        fault="" if fault is None else str(fault),
-        fault_kind=type(fault) if fault else DataError,
-    )
+    faults = [header.fault for header in headers if header.fault is not None]
+    if damaged:
+        faults.append(DAMAGED_BESIDE)
+    fault: Fault | None = min(faults, key=lambda one: one.rank, default=None)
+    planes = [] if fault else [plane for header in headers for plane in header.planes]
+    images = [] if fault else [(at, frame) for at, header in enumerate(headers) for frame in range(len(header.planes))]
+    kinds = {header.description for header in headers}
+    result = []
+    for part, places in parts_of(planes) if planes else [("", ())]:
+        used = sorted({images[place][0] for place in places}) if part else range(len(headers))
+        renumbered = {at: number for number, at in enumerate(used)}
+        members = [headers[at] for at in used]
+        result.append(
+            Series(
+                files=tuple(header.path for header in members),
+                modality=IMAGE_CLASSES.get(first.sop_class, ""),
+                series_uid=first.group.series_uid,
+                patient=first.patient,
+                planes=tuple(planes[place] for place in places),
+                images=tuple((renumbered[images[place][0]], images[place][1]) for place in places),
+                part=part,
+                description=_common({header.description for header in members} if part else kinds),
+                copies=copies,
+                fault="" if fault is None else fault.words,
+                fault_kind=DataError if fault is None else fault.kind,
+            )
+        )
+    return result
 
 
-def _check_unit(modality: str, planes: Sequence[Plane]) -> None:
-    if modality == "CT" and not all(plane.rescaled for plane in planes):
-        raise DataError("a CT image has no rescale slope and intercept, so its values in HU are unknown; leave it out")
-
-
-def _read_whole(path: Path, number: int, total: int) -> Dataset:
-    which = f"file {number} of {total} of the series"
-    try:
-        dataset = pydicom.dcmread(path)
-    except (InvalidDicomError, *READ_ERRORS):
-        raise UnreadableError(f"{which} cannot be read; export the series again") from None
-    # pydicom takes the end of the file for the end of the dataset, wherever that is.
-    if "PixelData" not in dataset:
-        raise UnreadableError(f"{which} ends before its pixels do; export the series again")
-    return dataset
-
-
-def _decode(dataset: Dataset, frame: int, number: int, total: int) -> NDArray:
-    """Stored values [rows, columns] of one frame."""
-    try:
-        return np.asarray(pixel_array(dataset, index=frame, raw=True))
-    except DECODE_ERRORS:
-        raise UnreadableError(
-            f"the pixels of file {number} of {total} of the series are missing, cut short or damaged; export it again"
-        ) from None
+def _common(kinds: set[str]) -> str:
+    return kinds.pop() if len(kinds) == 1 else "mixed"

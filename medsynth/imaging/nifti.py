@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 import gzip
+import logging
+import math
 import os
+import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel import imageglobals
 from nibabel.nifti1 import Nifti1Image
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from medsynth.errors import DataError, GeometryError, UnreadableError
-from medsynth.imaging.scan import ARBITRARY, HU, Scan, affine_of, check_affine, column_lengths, describe_mm, make_scan
+from medsynth.imaging.scan import (
+    ARBITRARY,
+    HU,
+    Scan,
+    affine_of,
+    check_affine,
+    column_lengths,
+    describe_mm,
+    grid_distance_mm,
+    make_scan,
+)
 
 SUFFIXES = (".nii", ".nii.gz")
 WRITTEN_TYPES = ("int16", "uint8", "float32")
 MILLIMETRES = {"mm": 1.0, "unknown": 1.0, "meter": 1e3, "micron": 1e-3}
 SPACING_AGREEMENT = 0.05
 """Share by which the header's voxel size and its affine may differ."""
+FORM_AGREEMENT = 0.25
+"""Share of the smallest voxel size by which sform and qform may place the volume's corners apart."""
+READ_AT_ONCE = 1 << 24
+MOST_INFLATION = 1100
+"""gzip makes at most 1032 bytes out of one."""
 DESCRIPTION_BYTES = 79
 GZIP_LEVEL = 4
 """On CT, a third of the time of level 9 for three percent more bytes."""
 
-HEADER_ERRORS = (ImageFileError, HeaderDataError, EOFError, zlib.error, OSError, ValueError)
-VOXEL_ERRORS = (EOFError, zlib.error, OSError, ValueError)
+VOXEL_ERRORS = (EOFError, zlib.error, OSError, ValueError, OverflowError, MemoryError)
+HEADER_ERRORS = (*VOXEL_ERRORS, ImageFileError, HeaderDataError, TypeError, KeyError, struct.error)
+AGAIN = "copy or export the file again"
 
 
 def is_nifti(path: Path) -> bool:
@@ -45,16 +68,10 @@ def read_nifti(path: Path, *, modality: str = "", unit: str | None = None) -> Sc
     where the file's are integers and fit, else float32, with the header's scaling applied. Raises UnreadableError
     (missing, truncated), DataError (several volumes, colour or complex voxels, NaN or infinity) or GeometryError.
     """
-    path = Path(path)
-    image = open_nifti(path)
+    image = open_nifti(Path(path))
     affine = nifti_affine(image)
-    try:
-        raw = np.asanyarray(image.dataobj)
-    except VOXEL_ERRORS as error:
-        raise UnreadableError(
-            f"{path.name}: the voxels end too early or are damaged; copy or export the file again"
-        ) from error
-    voxels = _plain_voxels(raw.reshape(raw.shape[:3]), path.name)
+    raw = _scaled(image)
+    voxels = plain_voxels(raw.reshape(raw.shape[:3]))
     return make_scan(voxels, affine, modality=modality, unit=unit_for(modality) if unit is None else unit)
 
 
@@ -71,22 +88,66 @@ def open_nifti(path: Path) -> Any:
     if not path.is_file():
         raise UnreadableError(f"expected a NIfTI file, found nothing at {path}; check the path")
     try:
-        with LoggingOutputSuppressor():  # nibabel reports what it repairs in a header; `_raw_voxel_size` judges that
+        with _quiet():
             image = nib.load(path)
-    except HEADER_ERRORS as error:
-        raise UnreadableError(f"{path.name}: not a NIfTI file, or cut short; copy or export the file again") from error
+    except HEADER_ERRORS:
+        raise UnreadableError(f"not a NIfTI file, or cut short; {AGAIN}") from None
     if not isinstance(image, Nifti1Image):
-        raise UnreadableError(f"{path.name}: expected NIfTI, found {type(image).__name__}; convert it to .nii.gz")
+        raise UnreadableError("expected NIfTI in one file, found another format; convert it to .nii.gz")
     kind = image.get_data_dtype()
     if kind.fields is not None or kind.kind not in "iufb":
         name = "colour" if kind.fields is not None else "complex" if kind.kind == "c" else str(kind)
-        raise DataError(f"{path.name}: expected one real number per voxel, found {name} voxels; convert them first")
+        raise DataError(f"expected one real number per voxel, found {name} voxels; convert them first")
     shape = image.shape
     if len(shape) < 3 or any(size != 1 for size in shape[3:]):
-        raise DataError(f"{path.name}: expected one 3-D volume, found the shape {shape}; write one file per volume")
-    if 0 in shape:
-        raise DataError(f"{path.name}: expected voxels, found the shape {shape}; export the file again")
+        raise DataError(f"expected one 3-D volume, found the shape {shape}; write one file per volume")
+    if min(shape) < 1:
+        raise DataError(f"expected voxels, found the shape {shape}; export the file again")
+    _check_size(path, image)
     return image
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep off every log what nibabel reports about a header that it repairs; `_raw_voxel_size` judges that."""
+    level = imageglobals.logger.level
+    imageglobals.logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        imageglobals.logger.setLevel(level)
+
+
+def _voxel_bytes(image: Any) -> int:
+    return math.prod(image.shape) * int(image.get_data_dtype().itemsize)
+
+
+def _check_size(path: Path, image: Any) -> None:
+    """Whether the file can hold the voxels that its header declares, before memory is taken for them."""
+    size = path.stat().st_size
+    room = size * MOST_INFLATION if path.name.lower().endswith(".gz") else size
+    if image.dataobj.offset + _voxel_bytes(image) > room:
+        raise UnreadableError(f"expected the voxels that the header declares, found a file too short for them; {AGAIN}")
+
+
+def _scaled(image: Any) -> NDArray:
+    """The voxels with the header's scaling applied, read piece by piece: memory grows only with what is there."""
+    count = _voxel_bytes(image)
+    data = bytearray()
+    try:
+        with ImageOpener(image.get_filename()) as file:
+            file.seek(image.dataobj.offset)
+            while len(data) < count and (part := file.read(min(READ_AT_ONCE, count - len(data)))):
+                data += part
+        if len(data) < count:
+            raise EOFError
+        stored = np.frombuffer(data, dtype=image.get_data_dtype()).reshape(image.shape, order="F")
+        with np.errstate(all="ignore"):  # what overflows is infinite then, and refused as such
+            return np.asanyarray(apply_read_scaling(stored, image.dataobj.slope, image.dataobj.inter))
+    except VOXEL_ERRORS:
+        raise UnreadableError(f"the voxels end too early or are damaged; {AGAIN}") from None
 
 
 def nifti_affine(image: Any) -> NDArray[np.float64]:
@@ -109,8 +170,31 @@ def nifti_affine(image: Any) -> NDArray[np.float64]:
             f"the NIfTI header states two voxel sizes, {describe_mm(pixdim)} and (by its affine) "
             f"{describe_mm(spacing)}; set the right one"
         )
-    scale = MILLIMETRES[header.get_xyzt_units()[0]]
+    try:
+        scale = MILLIMETRES[header.get_xyzt_units()[0]]
+    except KeyError:
+        raise GeometryError("the unit of the voxel sizes is none that NIfTI knows; set xyzt_units to mm") from None
+    _check_forms(image, spacing)
     return check_affine(np.diag([scale, scale, scale, 1.0]) @ image.affine)
+
+
+def _check_forms(image: Any, spacing: NDArray) -> None:
+    """Raise GeometryError where sform and qform both claim to say where the volume lies, and do not say the same."""
+    header = image.header
+    if not int(header["sform_code"]) or not int(header["qform_code"]):
+        return
+    try:
+        qform = header.get_qform()
+    except HEADER_ERRORS:
+        raise GeometryError(
+            "the qform of the NIfTI header is no rotation; set qform_code to 0 if the sform is right"
+        ) from None
+    distance = grid_distance_mm(tuple(image.shape[:3]), header.get_sform(), qform)
+    if not distance <= FORM_AGREEMENT * float(spacing.min()):
+        raise GeometryError(
+            f"sform and qform of the NIfTI header place the volume up to {distance:.3g} mm apart; set the code of the wrong "
+            "one to 0"
+        )
 
 
 def _raw_voxel_size(image: Any) -> NDArray[np.float64]:
@@ -120,15 +204,14 @@ def _raw_voxel_size(image: Any) -> NDArray[np.float64]:
     return np.abs(np.asarray(raw["pixdim"][1:4], dtype=np.float64))
 
 
-def _plain_voxels(raw: NDArray, name: str) -> NDArray:
+def plain_voxels(raw: NDArray) -> NDArray:
+    """Voxels as uint8 or int16 where they are integers that fit, else float32. Raises DataError for NaN and infinity."""
     if raw.dtype.kind == "f":
         broken = int(raw.size - np.count_nonzero(np.isfinite(raw)))
         if broken:
-            raise DataError(
-                f"{name}: expected finite voxels, found {broken} that are NaN or infinite; replace them first"
-            )
+            raise DataError(f"expected finite voxels, found {broken} that are NaN or infinite; replace them first")
         if np.abs(raw).max() > np.finfo(np.float32).max:
-            raise DataError(f"{name}: voxels exceed what float32 can hold; rescale them first")
+            raise DataError("voxels exceed what float32 can hold; rescale them first")
         return np.ascontiguousarray(raw, dtype=np.float32)
     if raw.dtype in (np.uint8, np.bool_):
         return np.ascontiguousarray(raw, dtype=np.uint8)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsynth.errors import DataError, GeometryError, UnreadableError
-from medsynth.imaging.dicom import Found, Series, find_series, read_series
+from medsynth.imaging.dicom import Found, Irregular, Series, find_series, read_series
+from medsynth.imaging.formats import is_other_volume, read_other_volume
 from medsynth.imaging.grid import in_axis_order_of
 from medsynth.imaging.nifti import is_nifti, read_nifti
 from medsynth.imaging.scan import Scan, affine_of, grid_distance_mm, make_scan
@@ -21,22 +22,31 @@ LARGEST_LABEL = 254
 
 
 def read_scan(
-    path: Path, *, deidentifier: Deidentifier, series_uid: str | None = None, modality: str | None = None
+    path: Path,
+    *,
+    deidentifier: Deidentifier,
+    series_uid: str | None = None,
+    modality: str | None = None,
+    irregular: Irregular = "refuse",
 ) -> Scan:
-    """A scan from a NIfTI file, a folder with a DICOM series, or one multi-frame DICOM file.
+    """A scan from a NIfTI, NRRD or MetaImage file, a folder with a DICOM series, or one multi-frame DICOM file.
 
-    `series_uid` chooses among several series of a folder. `modality` says what a NIfTI file holds (CT makes its unit
-    HU) and is checked against a DICOM series. Raises DataError and its kinds, each with what to do.
+    `series_uid` chooses among several series of a folder, as `medsynth index` calls them: a UID, or `UID#echo=2` for
+    one volume of several. `modality` says what a NIfTI file holds (CT makes its unit HU) and is checked against a
+    DICOM series. `irregular="resample"` brings a DICOM series with a tilted gantry or unequal gaps to a regular grid;
+    the scan's meta says so under `resampled`. Raises DataError and its kinds, each with what to do.
     """
     path = Path(path)
     if is_nifti(path):
         return read_nifti(path, modality=modality or "")
+    if is_other_volume(path):
+        return read_other_volume(path, modality=modality or "")
     if not path.exists():
         raise UnreadableError(f"expected a scan, found nothing at {path}; check the path")
     series = choose_series(find_series(path), series_uid or None)
     if modality and series.modality and series.modality != modality:
         raise DataError(f"expected a series of {modality}, found {series.modality}; correct the table or the folder")
-    return read_series(series, deidentifier)
+    return read_series(series, deidentifier, irregular=irregular)
 
 
 def choose_series(found: Found, series_uid: str | None) -> Series:
@@ -45,7 +55,9 @@ def choose_series(found: Found, series_uid: str | None) -> Series:
     Raises UnreadableError where there is none, DataError where there are several.
     """
     if series_uid is not None:
-        matching = [series for series in found.series if series.series_uid == series_uid]
+        matching = [series for series in found.series if series_uid in (series.address, series.series_uid)]
+        exact = [series for series in matching if series.address == series_uid]
+        matching = exact or matching
         if not matching:
             raise DataError(
                 f"none of the {len(found.series)} series here has the UID in the table; index the folder again"
@@ -71,15 +83,15 @@ def _reasons(found: Found) -> str:
 
 
 def read_mask(path: Path, like: Scan) -> Scan:
-    """A label volume [1, X, Y, Z] uint8 on the grid of `like`, from a NIfTI file.
+    """A label volume [1, X, Y, Z] uint8 on the grid of `like`, from a NIfTI, NRRD or MetaImage file.
 
     A mask that covers the same grid in another order or direction of axes is turned to it, voxel for voxel. Raises
     DataError where a value is no whole number from 0 to 254, GeometryError where the grids differ by over 0.001 mm.
     """
     path = Path(path)
-    if not is_nifti(path):
-        raise DataError(f"expected a mask as .nii or .nii.gz, found {path.name}; convert it first")
-    mask = read_nifti(path)
+    if not is_nifti(path) and not is_other_volume(path):
+        raise DataError("expected a mask as .nii, .nii.gz, .nrrd or .mha, found another kind of file; convert it first")
+    mask = read_nifti(path) if is_nifti(path) else read_other_volume(path)
     labels = mask.as_tensor().numpy()
     if (labels != np.round(labels)).any() or labels.min() < 0 or labels.max() > LARGEST_LABEL:
         raise DataError(f"expected labels that are whole numbers from 0 to {LARGEST_LABEL} in the mask; renumber them")

@@ -18,8 +18,8 @@ from medsynth.errors import DataError, GeometryError
 
 Scan: TypeAlias = MetaTensor
 
-META_KEYS = frozenset({"modality", "unit"})
-"""What a scan's meta may hold besides MetaTensor's own `affine` and `space`."""
+META_KEYS = frozenset({"modality", "unit", "resampled"})
+"""What a scan's meta may hold besides MetaTensor's own `affine` and `space`; `resampled` only where that was done."""
 
 HU = "HU"
 ARBITRARY = "a.u."
@@ -32,10 +32,13 @@ SMALLEST_SPACING_MM = 1e-3
 LARGEST_SPACING_MM = 1e3
 
 
-def make_scan(voxels: torch.Tensor | NDArray, affine: ArrayLike, *, modality: str, unit: str) -> Scan:
+def make_scan(
+    voxels: torch.Tensor | NDArray, affine: ArrayLike, *, modality: str, unit: str, resampled: str = ""
+) -> Scan:
     """A scan from voxels [C, X, Y, Z] or [X, Y, Z] and a 4 x 4 affine (index -> RAS mm).
 
-    Voxels are made contiguous and otherwise kept as they are. Raises DataError where they are not one volume,
+    `resampled` says what was done to bring an irregular series to a regular grid. Voxels are made contiguous and
+    otherwise kept as they are. Raises DataError where they are not one volume,
     GeometryError where the affine is not that of a regular grid.
     """
     tensor = bare(voxels)
@@ -44,7 +47,7 @@ def make_scan(voxels: torch.Tensor | NDArray, affine: ArrayLike, *, modality: st
     if tensor.ndim != 4 or 0 in tensor.shape:
         raise DataError(f"expected voxels [C, X, Y, Z] or [X, Y, Z] with no empty axis, found {list(tensor.shape)}")
     checked = check_affine(affine)
-    meta = {"modality": modality, "unit": unit}
+    meta = {"modality": modality, "unit": unit} | ({"resampled": resampled} if resampled else {})
     return MetaTensor(tensor.contiguous(), affine=torch.from_numpy(checked), meta=meta)
 
 
@@ -108,6 +111,11 @@ def unit_of(scan: Scan) -> str:
     return str(scan.meta.get("unit", ""))
 
 
+def resampled_of(scan: Scan) -> str:
+    """What was done to bring an irregular series to this regular grid, or empty where nothing was."""
+    return str(scan.meta.get("resampled", ""))
+
+
 def same_grid(
     scan: Scan, voxels: torch.Tensor | NDArray, *, modality: str | None = None, unit: str | None = None
 ) -> Scan:
@@ -120,6 +128,7 @@ def same_grid(
         affine_of(scan),
         modality=modality_of(scan) if modality is None else modality,
         unit=unit_of(scan) if unit is None else unit,
+        resampled=resampled_of(scan),
     )
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from medsynth.config.explain import nearest
-from medsynth.config.generator import Generate, Sampling
+from medsynth.config.generator import Generate, Sampling, ScanFormat
 from medsynth.config.load import validated
 from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import CohortError, ConfigError, UsageError, says_storage_failed
+from medsynth.imaging.synthetic.study import check_writable
 from medsynth.models.conditions import encode, steering_values
 from medsynth.progress import Progress
 from medsynth.stages.dataset import check_masks, model_identity, parse_guidance, write_dataset
@@ -39,20 +40,23 @@ class Question:
     overrides: tuple[str, ...] = ()
     seed: int | None = None
     device: str = "auto"
+    format: ScanFormat | None = None
+    """As the settings say unless given."""
 
 
 def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
-    """Generate into a new folder. Raises UsageError, ConfigError, ModelFolderError or CohortError."""
+    """Generate into a new folder. Raises UsageError, ConfigError, DataError, ModelFolderError or CohortError."""
     folder = _model_folder(question)
     pipeline = load_model(folder)
     provenance = read_json(folder / "provenance.json")
     declaration = pipeline.condition_declaration
     name = model_identity(folder)
+    form: ScanFormat = question.format or "nifti"
     if question.again is not None:
         requests, sampling = _rows_again(question, declaration, name)
     else:
         settings = _settings(question, declaration, provenance)
-        sampling = settings.sampling
+        sampling, form = settings.sampling, question.format or settings.format
         masks = _masks(question.masks, declaration)
         if not masks and any(entry["kind"] == "mask" for entry in declaration.values()):
             say("no masks given: the scans are generated without their mask condition; --masks FOLDER gives them one")
@@ -61,13 +65,21 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         )
     # A value that the model never saw is told before anything is written.
     encode(declaration, [steering_values(declaration, request.conditions) for request in requests])
-    plan = {"model": name, "scans": len(requests), "out": str(question.out), "sampler": sampling.sampler}
+    if form != "nifti":
+        check_writable(pipeline.geometry["modality"])
+    plan = {
+        "model": name,
+        "scans": len(requests),
+        "out": str(question.out),
+        "sampler": sampling.sampler,
+        "format": form,
+    }
     if dry_run:
         return plan
     check_masks(pipeline, requests)
     pipeline = pipeline.to(pick_device(question.device))
     partial = _open(question, [(r.case, dict(r.conditions), r.seed) for r in requests], name)
-    write_dataset(pipeline, requests, sampling, partial, model=name, batch_size=8, progress=progress)
+    write_dataset(pipeline, requests, sampling, partial, model=name, batch_size=8, progress=progress, form=form)
     partial.rename(question.out)
     (question.out / INTENT).unlink()
     return {**plan, "manifest": str(question.out / "manifest.csv")}
@@ -92,7 +104,7 @@ def _open(question: Question, rows: Any, name: str) -> Path:
             f"{question.out}: expected a new folder, found one that exists; choose another, nothing is overwritten"
         )
     partial = question.out.with_name(f".{question.out.name}.partial")
-    mark = digest([name, rows, [question.model, str(question.masks), list(question.overrides)]])
+    mark = digest([name, rows, [question.model, str(question.masks), list(question.overrides), question.format]])
     intent = partial / INTENT
     found = read_json(intent)["digest"] if intent.exists() else None
     begun = partial.is_dir() and any(not entry.name.startswith(".") for entry in partial.iterdir())

@@ -12,18 +12,19 @@ import torch
 from medsynth import __version__
 from medsynth.cohort.manifest import Case, Manifest
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
-from medsynth.config.generator import Sampling
+from medsynth.config.generator import Sampling, ScanFormat
 from medsynth.diffusion.pipeline import LatentVolumePipeline
-from medsynth.digests import file_sha256
 from medsynth.errors import DataError
 from medsynth.imaging.intensity import IntensityRule
-from medsynth.imaging.nifti import read_nifti, write_nifti
+from medsynth.imaging.nifti import read_nifti
 from medsynth.imaging.scan import Scan, make_scan, same_grid
+from medsynth.imaging.synthetic.header import DESCRIPTION, Origin
+from medsynth.imaging.synthetic.segmentation import read_segmentation
+from medsynth.imaging.synthetic.study import check_writable
 from medsynth.progress import Progress
 from medsynth.stages.files import digest, read_json, write_json, write_text
 from medsynth.stages.request import Request
-
-DESCRIPTION = "SYNTHETIC - NOT A PATIENT"
+from medsynth.stages.synthetic_case import DICOM_FOLDER, dicom_study, write_case
 
 
 def model_identity(folder: Path) -> str:
@@ -42,18 +43,22 @@ def write_dataset(
     batch_size: int,
     progress: Progress,
     declared: Mapping[str, Condition] | None = None,
+    form: ScanFormat = "nifti",
 ) -> Manifest:
     """Generate what is not there yet and describe the whole.
 
-    Every finished scan leaves a row in `rows/`, so that a run that was killed goes on with the next one.
+    Every finished scan leaves a row in `rows/`, so that a run that was killed goes on with the next one. Raises
+    DataError, before anything is generated, where DICOM is asked for and has no object for the model's scans.
     """
-    for name in ("images", "masks", "rows"):
+    if form != "nifti":
+        check_writable(pipeline.geometry["modality"])
+    for name in ("rows",) if form == "dicom" else ("images", "masks", "rows"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     todo = [request for request in requests if not (folder / "rows" / f"{request.case}.json").exists()]
     with progress.task("generating scans", len(requests)) as advance:
         advance(len(requests) - len(todo))
         for batch in _batches(todo, batch_size):
-            _generate_batch(pipeline, batch, sampling, folder, model, batch_size)
+            _generate_batch(pipeline, batch, sampling, folder, model, batch_size, form)
             advance(len(batch))
     cases = tuple(_case(read_json(folder / "rows" / f"{request.case}.json")) for request in requests)
     manifest = Manifest(folder, cases, declared or declared_conditions(pipeline.condition_declaration))
@@ -62,7 +67,7 @@ def write_dataset(
     for row in (folder / "rows").iterdir():
         row.unlink()
     (folder / "rows").rmdir()
-    if not any((folder / "masks").iterdir()):
+    if form != "dicom" and not any((folder / "masks").iterdir()):
         (folder / "masks").rmdir()
     return manifest
 
@@ -80,7 +85,13 @@ def _batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
 
 
 def _generate_batch(
-    pipeline: LatentVolumePipeline, batch: list[Request], sampling: Sampling, folder: Path, model: str, batch_size: int
+    pipeline: LatentVolumePipeline,
+    batch: list[Request],
+    sampling: Sampling,
+    folder: Path,
+    model: str,
+    batch_size: int,
+    form: ScanFormat,
 ) -> None:
     masks = [_load_mask(pipeline, request) for request in batch]
     steered = [{name: request.conditions.get(name) for name in pipeline.condition_declaration} for request in batch]
@@ -95,7 +106,16 @@ def _generate_batch(
     )
     limits = IntensityRule.from_json(pipeline.intensity).model_limits()
     for request, scan, mask in zip(batch, out.scans, masks, strict=True):
-        _write_one(request, scan, mask, sampling, folder, model, limits)
+        origin = Origin(request.case, model, request.seed, _sampling_text(sampling), request.conditions)
+        files = write_case(
+            folder, scan, mask, origin, form=form, labels=mask_labels(pipeline.condition_declaration), limits=limits
+        )
+        _write_row(request, scan, files, sampling, folder, model, limits)
+
+
+def mask_labels(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Names and values of the mask condition's labels; empty where a model has none."""
+    return next((dict(entry["labels"]) for entry in declaration.values() if entry["kind"] == "mask"), {})
 
 
 def _affine(geometry: Mapping[str, Any]) -> np.ndarray:
@@ -124,7 +144,10 @@ def _load_mask(pipeline: LatentVolumePipeline, request: Request) -> Scan | None:
         np.zeros(geometry["box"], np.float32), _affine(geometry), modality=geometry["modality"], unit=geometry["unit"]
     )
     try:
-        mask = read_nifti(request.mask)
+        if request.mask.suffix == ".dcm":
+            mask = read_segmentation(request.mask, mask_labels(pipeline.condition_declaration), like)
+        else:
+            mask = read_nifti(request.mask)
     except DataError as error:
         raise type(error)(f"mask for {request.case}: {error}".replace(request.mask.name, "the file")) from None
     if tuple(mask.shape) != tuple(like.shape):
@@ -135,30 +158,21 @@ def _load_mask(pipeline: LatentVolumePipeline, request: Request) -> Scan | None:
     return same_grid(like, np.asarray(mask, dtype=np.uint8))
 
 
-def _write_one(
+def _write_row(
     request: Request,
     scan: Scan,
-    mask: Scan | None,
+    files: Mapping[str, Any],
     sampling: Sampling,
     folder: Path,
     model: str,
     limits: tuple[float, float],
 ) -> None:
-    image = f"images/{request.case}_synthetic.nii.gz"
-    write_nifti(scan, folder / image, description=DESCRIPTION)
-    mask_name = ""
-    if mask is not None:
-        mask_name = f"masks/{request.case}_synthetic_mask.nii.gz"
-        write_nifti(mask, folder / mask_name, description=f"{DESCRIPTION}; mask")
     row = {
         "case": request.case,
-        "image": image,
-        "mask": mask_name,
+        **files,
         "modality": scan.meta["modality"],
         "shape": [int(n) for n in scan.shape[1:]],
         "spacing_mm": [float(s) for s in np.linalg.norm(np.asarray(scan.affine)[:3, :3], axis=0)],
-        "sha256": file_sha256(folder / image),
-        "mask_sha256": file_sha256(folder / mask_name) if mask_name else "",
         "conditions": dict(request.conditions),
         "generation": {
             "model": model,
@@ -170,6 +184,10 @@ def _write_one(
         "limits": list(limits),
     }
     write_json(folder / "rows" / f"{request.case}.json", row)
+
+
+def _sampling_text(sampling: Sampling) -> str:
+    return f"sampler {sampling.sampler}, {sampling.evaluations} evaluations, guidance {_guidance_text(sampling)}"
 
 
 def _guidance_text(sampling: Sampling) -> str:
@@ -222,12 +240,13 @@ def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _describe(folder: Path, manifest: Manifest, pipeline: LatentVolumePipeline, sampling: Sampling, model: str) -> None:
     declaration, geometry = pipeline.condition_declaration, pipeline.geometry
-    mask = next((entry for entry in declaration.values() if entry["kind"] == "mask"), None)
     masked = [case for case in manifest.cases if case.mask]
+    has_dicom, has_nifti = ((folder / name).is_dir() for name in (DICOM_FOLDER, "images"))
     pairs: list[Any] = [
         {
             "image": f"./{case.image}",
             **({"label": f"./{case.mask}"} if case.mask else {}),
+            **({"dicom": f"./{dicom_study(case.case)}"} if has_dicom else {}),
             "synthetic": True,
             **case.conditions,
         }
@@ -242,8 +261,8 @@ def _describe(folder: Path, manifest: Manifest, pipeline: LatentVolumePipeline, 
             "tensorImageSize": "3D",
             "modality": {"0": geometry["modality"]},
             "channel_names": {"0": geometry["modality"]},
-            "labels": {"background": 0, **(mask["labels"] if mask and masked else {})},
-            "file_ending": ".nii.gz",
+            "labels": {"background": 0, **(mask_labels(declaration) if masked else {})},
+            "file_ending": ".nii.gz" if has_nifti else ".dcm",
             "numTraining": len(manifest.cases),
             "numTest": 0,
             "training": pairs,
@@ -260,10 +279,18 @@ def _describe(folder: Path, manifest: Manifest, pipeline: LatentVolumePipeline, 
         "",
         f"- Modality {geometry['modality']}, intensities in {geometry['unit']}, {geometry['box']} voxels of "
         f"{geometry['spacing_mm']} mm, RAS.",
-        f"- Sampler {sampling.sampler}, {sampling.evaluations} evaluations, guidance {_guidance_text(sampling)}.",
+        f"- {_sampling_text(sampling).capitalize()}.",
         "- `manifest.csv` holds one row per scan with the conditions that were asked for and the seed: the same model and row",
         "  give the same voxels again (`medsynth generate --again manifest.csv`).",
         "- `dataset.json` lists image and label pairs for MONAI and nnU-Net. Keep synthetic scans out of validation and test sets.",
+        *(
+            [
+                "- `dicom/` holds one study per scan, marked as synthetic in every header: `image/` the series, `mask/` the",
+                "  segmentation of the mask.",
+            ]
+            if has_dicom
+            else []
+        ),
         "",
     ]
     write_text(folder / "README.md", "\n".join(lines))

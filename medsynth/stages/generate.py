@@ -44,6 +44,7 @@ def run(context: Context, folder: Path) -> StageResult:
         batch_size=settings.batch_size,
         progress=context.progress,
         declared=pipeline.conditions,
+        form=settings.format,
     )
     context.tracker.artifact(folder / "manifest.csv")
     context.tracker.dataset(f"{pipeline.name}-synthetic", dataset.digest())

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,15 +18,18 @@ from medsynth.cohort.manifest import Case
 from medsynth.cohort.medmnist import MedmnistCase
 from medsynth.cohort.source import SourceCase
 from medsynth.config.cohort import Prepare
+from medsynth.config.deidentify import Deidentify
 from medsynth.digests import file_sha256
 from medsynth.errors import DataError, RefusedError
-from medsynth.imaging.deidentify import Deidentifier, SecretKey
+from medsynth.imaging.deidentify import SecretKey
+from medsynth.imaging.deidentify.faces import deface_scan
 from medsynth.imaging.grid import crop_or_pad, resample, to_ras
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.imaging.nifti import is_nifti, write_nifti
 from medsynth.imaging.read import read_mask, read_scan
-from medsynth.imaging.scan import Scan, make_scan, same_grid, spacing_mm
+from medsynth.imaging.scan import Scan, make_scan, resampled_of, same_grid, spacing_mm
 from medsynth.progress import Advance
+from medsynth.stages.witness import Seen, Witness
 
 POOL_PAYS_FROM = 200
 """Cases from which worker processes, each of which imports everything first, are faster than going on alone."""
@@ -41,6 +44,7 @@ class Job:
     patient: str
     folder: Path
     prepare: Prepare
+    deidentify: Deidentify
     key_path: Path
     mask_labels: tuple[int, ...] | None
     geometry_mm: tuple[float, float, float] | None = None
@@ -48,11 +52,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Ready:
-    """What a worker hands back: facts and no identifier."""
+    """What a worker hands back: facts, and what it saw of the patient, which stays in memory."""
 
     case: Case
     pixels: str
     mask_volume_mm3: float | None
+    seen: Seen = field(default_factory=Seen)
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,21 @@ class Refused:
 
     row: int
     reason: str
+    seen: Seen = field(default_factory=Seen)
 
 
-def prepare_cases(jobs: list[Job], workers: int, advance: Advance) -> Iterator[Ready | Refused]:
+@dataclass(frozen=True)
+class Leaking:
+    """A case in whose files a value of its headers still stands: attributes, and never what."""
+
+    row: int
+    keywords: tuple[str, ...]
+
+
+Outcome = Ready | Refused | Leaking
+
+
+def prepare_cases(jobs: list[Job], workers: int, advance: Advance) -> Iterator[Outcome]:
     """The outcome of each job, in order; in processes where that pays."""
     if workers == 1 or len(jobs) < POOL_PAYS_FROM:
         for job in jobs:
@@ -92,11 +109,21 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _prepare_guarded(job: Job) -> Ready | Refused:
+def _prepare_guarded(job: Job) -> Outcome:
+    witness = Witness(
+        SecretKey.load(job.key_path), job.deidentify, linked_as=job.patient if job.prepare.linking_table else None
+    )
     try:
-        return _prepare_one(job)
+        ready = _prepare_one(job, witness)
     except (DataError, RefusedError) as error:
-        return Refused(job.source.row, _without_names(str(error), job.source))
+        return Refused(job.source.row, _without_names(str(error), job.source), witness.seen)
+    files = [job.folder / name for name in (ready.case.image, ready.case.mask) if name]
+    leaks = witness.leaks(files)
+    if leaks:
+        for path in files:
+            path.unlink()
+        return Leaking(job.source.row, tuple(sorted(leaks)))
+    return replace(ready, seen=witness.seen)
 
 
 def _without_names(reason: str, source: SourceCase | MedmnistCase) -> str:
@@ -109,9 +136,10 @@ def _without_names(reason: str, source: SourceCase | MedmnistCase) -> str:
     return reason
 
 
-def _prepare_one(job: Job) -> Ready:
+def _prepare_one(job: Job, witness: Witness) -> Ready:
     prepare, image_path = job.prepare, job.folder / "images" / f"{job.case}.nii"
-    scan, mask = _read(job)
+    scan, mask = _read(job, witness)
+    resampled = resampled_of(scan)
     scan, mask = to_ras(scan), None if mask is None else to_ras(mask)
     pixels = pixel_digest(scan)
     rule = IntensityRule.from_settings(prepare.intensity)
@@ -151,19 +179,27 @@ def _prepare_one(job: Job) -> Ready:
         intensity_high=limits[1],
         conditions={},
         generation={},
+        resampled=resampled,
     )
     return Ready(case, pixels, volume_mm3)
 
 
-def _read(job: Job) -> tuple[Scan, Scan | None]:
+def _read(job: Job, witness: Witness) -> tuple[Scan, Scan | None]:
     source = job.source
     if isinstance(source, MedmnistCase):
         spacing = job.geometry_mm or (1.0, 1.0, 1.0)
         return make_scan(source.voxels, np.diag([*spacing, 1.0]), modality="OT", unit="arbitrary"), None
-    deidentifier = Deidentifier(SecretKey.load_or_create(job.key_path))
     # A window in HU says that the cohort is CT; a NIfTI file cannot say so itself.
     modality = "CT" if job.prepare.intensity.kind == "hu_window" else None
-    scan = read_scan(source.image, deidentifier=deidentifier, series_uid=source.series, modality=modality)
+    scan = read_scan(
+        source.image,
+        deidentifier=witness,
+        series_uid=source.series,
+        modality=modality,
+        irregular=job.prepare.irregular,
+    )
+    if witness.saw_face and job.deidentify.face_command is not None:
+        scan = deface_scan(scan, job.deidentify.face_command)
     if job.mask_labels is None:
         return scan, None
     if source.mask is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,15 @@ from medsynth.cohort.split import assign_splits
 from medsynth.config.base import plain
 from medsynth.config.cohort import CategoryCondition, CsvCohort, FolderCohort, MedmnistCohort, PhantomCohort
 from medsynth.config.pipeline import Pipeline
-from medsynth.errors import CohortError, DataError
+from medsynth.errors import CohortError, DataError, PrivacyError
 from medsynth.imaging.deidentify import SecretKey
+from medsynth.imaging.deidentify.linking import Link, LinkingTable
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.stages.base import Context, Stage, StageResult
 from medsynth.stages.files import digest, write_json, write_text
-from medsynth.stages.one_case import Job, Ready, Refused, prepare_cases
+from medsynth.stages.forgotten import forgotten_patients
+from medsynth.stages.one_case import Job, Leaking, Ready, Refused, prepare_cases
+from medsynth.stages.second_look import SecondLook
 
 PHANTOM_FOLDER = "source"
 
@@ -34,14 +38,15 @@ def run(context: Context, folder: Path) -> StageResult:
     pipeline = context.pipeline
     key_path = key_file(context)
     key = SecretKey.load_or_create(key_path)
-    sources = _sources(context)
+    sources = _without_forgotten(context, _sources(context), key)
     jobs = _jobs(pipeline, sources, key, key_path, folder)
-    with context.progress.task("preparing scans", len(jobs)) as advance:
-        outcomes = list(prepare_cases(jobs, pipeline.prepare.workers, advance))
-    refused = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
-    ready = [outcome for outcome in outcomes if isinstance(outcome, Ready)]
-    for item in refused:
-        context.say(f"row {item.row}: left out: {item.reason}")
+    look = SecondLook(sources, pipeline)
+    table = LinkingTable.open(Path(pipeline.prepare.linking_table), key) if pipeline.prepare.linking_table else None
+    refused, ready = _outcomes(context, jobs, look, table)
+    lines = [f"row {item.row}: left out: {item.reason}" for item in refused]
+    look.check_lines(lines)
+    for line in lines:
+        context.say(line)
     if refused and pipeline.prepare.on_bad_case == "stop":
         raise DataError(
             f"{len(refused)} of {len(jobs)} cases cannot be used, the first: row {refused[0].row}: {refused[0].reason}"
@@ -61,6 +66,12 @@ def run(context: Context, folder: Path) -> StageResult:
     _write_refused(folder / "left_out.csv", refused)
     summary = _summary(manifest, refused, duplicates)
     write_json(folder / "summary.json", summary)
+    try:
+        look.check_stage(folder)
+        look.check_workspace(context.workspace.path)
+    except PrivacyError:
+        shutil.rmtree(folder)  # nothing of it may stay, not even as a draft
+        raise
     context.tracker.dataset(f"{pipeline.name}-prepared", manifest.digest())
     context.tracker.artifact(folder / "summary.json")
     return StageResult(summary, refused=len(refused))
@@ -70,6 +81,50 @@ def key_file(context: Context) -> Path:
     """Where the secret of this workspace is."""
     given = context.pipeline.prepare.key_file
     return Path(given) if given else context.workspace.secrets / "deidentify.key"
+
+
+def _without_forgotten(
+    context: Context, sources: Sequence[SourceCase | MedmnistCase], key: SecretKey
+) -> list[SourceCase | MedmnistCase]:
+    """The cohort without those whom `medsynth forget` took out of this workspace, although it may still hold them."""
+    forgotten = forgotten_patients(context.workspace.path)
+    kept = [source for source in sources if key.pseudonym("patient", source.patient, "P") not in forgotten]
+    if len(kept) < len(sources):
+        context.say(f"{len(sources) - len(kept)} rows of patients who were forgotten are left out")
+    if not kept:
+        raise CohortError("expected patients in the cohort, found only some who were forgotten; add others")
+    return kept
+
+
+def _outcomes(
+    context: Context, jobs: list[Job], look: SecondLook, table: LinkingTable | None
+) -> tuple[list[Refused], list[Ready]]:
+    """All cases, prepared or refused. Raises PrivacyError where one would leave with a value of its headers."""
+    refused: list[Refused] = []
+    ready: list[Ready] = []
+    with context.progress.task("preparing scans", len(jobs)) as advance:
+        for job, outcome in zip(jobs, prepare_cases(jobs, context.pipeline.prepare.workers, advance), strict=True):
+            if isinstance(outcome, Leaking):
+                raise PrivacyError(
+                    f"row {outcome.row}: expected nothing of its headers in what was prepared, found a value of "
+                    f"{', '.join(outcome.keywords)}; the files were deleted and nothing was published: report it"
+                )
+            look.remember(outcome.seen)
+            if isinstance(outcome, Refused):
+                refused.append(outcome)
+                continue
+            ready.append(outcome)
+            if table is not None and isinstance(job.source, SourceCase):
+                _link(table, job, outcome.seen.links)
+    return refused, ready
+
+
+def _link(table: LinkingTable, job: Job, links: tuple[Link, ...]) -> None:
+    """Who a prepared case belongs to: by its headers, and by the cohort's table where that says something else."""
+    for link in links:
+        table.add_link(link)
+    if job.source.patient not in {link.patient_id for link in links}:
+        table.add_link(Link(job.patient, patient_id=job.source.patient))
 
 
 def _sources(context: Context) -> Sequence[SourceCase | MedmnistCase]:
@@ -101,6 +156,7 @@ def _jobs(
             patient=key.pseudonym("patient", source.patient, "P"),
             folder=folder,
             prepare=pipeline.prepare,
+            deidentify=pipeline.deidentify,
             key_path=key_path,
             mask_labels=labels if wants_mask or _has_mask(source) else None,
             geometry_mm=cohort.spacing_mm if isinstance(cohort, MedmnistCohort) else None,
@@ -233,6 +289,7 @@ STAGE = Stage(
         plain(pipeline.cohort),
         {name: _as_column(plain(condition)) for name, condition in pipeline.conditions.items()},
         plain(pipeline.prepare),
+        plain(pipeline.deidentify),
     ],
     run=run,
     sources=_external,

@@ -19,6 +19,7 @@ from medsynth.config.pipeline import Pipeline
 from medsynth.config.resolved import resolved_yaml
 from medsynth.errors import UsageError, WorkspaceBusyError, says_storage_failed
 from medsynth.stages.files import INTENT, digest, discard_half_written, read_json, write_json, write_text
+from medsynth.stages.forgotten import forgotten_patients
 
 PIPELINE_FILE = "pipeline.yaml"
 RECORD = "stage.json"
@@ -125,6 +126,7 @@ class Workspace:
 
     def state(self, name: str, fingerprint: dict[str, Any]) -> StageState:
         """Whether a stage that would run with `fingerprint` is already done, and if not, why. Changes nothing."""
+        fingerprint = self._without_forgotten(name, fingerprint)
         mark = digest(fingerprint)
         found = self._record(name)
         resumable = self._intent(name) == mark
@@ -140,6 +142,11 @@ class Workspace:
         found = self._record(name)
         return None if found is None else str(found["digest"])
 
+    def needed(self, name: str, other: str) -> str | None:
+        """Digest of the stage `other` that a finished stage was made from; None where it did not need it."""
+        found = self._record(name)
+        return None if found is None else found["fingerprint"].get(f"stage {other}")
+
     def open_partial(self, name: str, mark: str) -> Path:
         """The folder to work in: what an interrupted run with the same digest left, or an empty one."""
         folder = self.partial(name)
@@ -153,9 +160,15 @@ class Workspace:
     def commit(self, name: str, record: dict[str, Any]) -> Path:
         """Make the partial folder the stage's folder; a kill in between is mended when the workspace is next opened."""
         folder = self.partial(name)
+        record = {**record, "fingerprint": self._without_forgotten(name, record["fingerprint"])}
         write_json(folder / RECORD, record)
         self._finish_rename(folder)
         return self.stage(name)
+
+    def _without_forgotten(self, name: str, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        """What a stage depends on in this workspace: who was forgotten here is not prepared again."""
+        left_out = sorted(forgotten_patients(self.path)) if name == "prepare" else []
+        return {**fingerprint, "forgotten patients": digest(left_out)} if left_out else fingerprint
 
     def _mend(self) -> None:
         """Finish what a run was doing with whole folders when it was killed."""

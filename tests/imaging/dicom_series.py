@@ -9,11 +9,12 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 Edit = Callable[[Dataset, int], None]
 
@@ -107,7 +108,9 @@ def write_series(
         dataset.PixelData = np.ascontiguousarray(pixels).tobytes()
         if edit is not None:
             edit(dataset, k)
-        if compress is not None:
+        if compress in (DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian):
+            dataset.file_meta.TransferSyntaxUID = compress
+        elif compress is not None:
             dataset.compress(compress, generate_instance_uid=False)
         path = folder / f"{prefix}{k:03d}.dcm"
         dataset.save_as(path, enforce_file_format=True)
@@ -115,10 +118,18 @@ def write_series(
     return paths
 
 
-def write_enhanced(path: Path, stored: np.ndarray, *, gap: float = 1.5, slope: float = 2.0) -> None:
-    """One enhanced MR object with a frame per slice, frames in a shuffled order and a slope of its own each."""
+def write_enhanced(
+    path: Path,
+    stored: np.ndarray,
+    *,
+    gap: float = 1.5,
+    slope: float = 2.0,
+    same_slope: bool = False,
+    kind: str = ENHANCED_MR,
+) -> None:
+    """One enhanced object with a frame per slice, frames in a shuffled order and (unless `same_slope`) a slope each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    dataset = header(ENHANCED_MR, "MR", *stored.shape[1:])
+    dataset = header(kind, "MR" if kind == ENHANCED_MR else "CT", *stored.shape[1:])
     dataset.SeriesInstanceUID = "1.2.3.4.6"
     dataset.NumberOfFrames = len(stored)
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
@@ -126,13 +137,21 @@ def write_enhanced(path: Path, stored: np.ndarray, *, gap: float = 1.5, slope: f
     shared.PlaneOrientationSequence = Items([_item(ImageOrientationPatient=list(AXIAL))])
     shared.PixelMeasuresSequence = Items([_item(PixelSpacing=[0.8, 0.5], SliceThickness=gap)])
     dataset.SharedFunctionalGroupsSequence = Items([shared])
+    dataset.DimensionIndexSequence = Items(
+        [_item(DimensionIndexPointer=0x00209057, FunctionalGroupPointer=0x00209111)]  # in-stack position number
+    )
     order = np.random.default_rng(3).permutation(len(stored))
     frames = []
     for k in order:
         frame = Dataset()
+        frame.FrameContentSequence = Items(
+            [_item(StackID="1", InStackPositionNumber=int(k) + 1, DimensionIndexValues=[int(k) + 1])]
+        )
         frame.PlanePositionSequence = Items([_item(ImagePositionPatient=[1.0, 2.0, float(gap * k)])])
+        own = slope + (0 if same_slope else int(k))
+        unit = "HU" if kind == ENHANCED_CT else "US"
         frame.PixelValueTransformationSequence = Items(
-            [_item(RescaleSlope=slope + int(k), RescaleIntercept=-1.0, RescaleType="US")]
+            [_item(RescaleSlope=own, RescaleIntercept=-1.0, RescaleType=unit)]
         )
         frames.append(frame)
     dataset.PerFrameFunctionalGroupsSequence = Items(frames)

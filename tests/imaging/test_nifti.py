@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -183,6 +184,57 @@ def test_headers_without_a_trustworthy_place_are_refused(tmp_path):
     sheared[0, 1] = 0.2
     with pytest.raises(GeometryError, match="shear"):
         read_nifti(save(tmp_path / "c.nii", volume(np.int16), sheared))
+
+
+def test_two_forms_must_place_the_volume_alike(tmp_path):
+    image = nib.Nifti1Image(volume(np.int16), oblique_affine())
+    image.set_sform(oblique_affine(), code="scanner")
+    image.set_qform(oblique_affine(), code="scanner")
+    image.to_filename(tmp_path / "a.nii")
+    assert np.allclose(affine_of(read_nifti(tmp_path / "a.nii")), oblique_affine(), atol=1e-5)
+    image.set_qform(oblique_affine(origin=(-12.0, 44.0, 56.0)), code="scanner")
+    image.to_filename(tmp_path / "b.nii")
+    with pytest.raises(GeometryError, match=r"up to 10 mm apart; set the code of the wrong one to 0"):
+        read_nifti(tmp_path / "b.nii")
+    image.set_qform(oblique_affine(), code="unknown")
+    image.to_filename(tmp_path / "c.nii")
+    assert np.allclose(affine_of(read_nifti(tmp_path / "c.nii")), oblique_affine(), atol=1e-5)
+    flipped = nib.Nifti1Image(volume(np.int16), oblique_affine())
+    flipped.set_sform(oblique_affine() @ np.diag([-1.0, 1, 1, 1]), code="aligned")
+    flipped.set_qform(oblique_affine(), code="scanner")
+    flipped.to_filename(tmp_path / "d.nii.gz")
+    with pytest.raises(GeometryError, match="mm apart"):
+        read_nifti(tmp_path / "d.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_nifti_2_reads_like_nifti_1(tmp_path, name):
+    nib.Nifti2Image(volume(np.int16), oblique_affine()).to_filename(tmp_path / name)
+    scan = read_nifti(tmp_path / name)
+    assert np.array_equal(np.asarray(scan)[0], volume(np.int16))
+    assert np.allclose(affine_of(scan), oblique_affine())
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("sizes", [(6, 6, 4), (5, 6, 32000), (32000, 32000, 32000)])
+def test_dimensions_that_claim_more_voxels_than_there_are_take_no_memory(tmp_path, name, sizes):
+    save(tmp_path / "a.nii", volume(np.int16))
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[42:48] = np.array(sizes, np.int16).tobytes()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else bytes(raw))
+    tracemalloc.start()
+    with pytest.raises(UnreadableError, match="too short for them|too early"):
+        read_nifti(tmp_path / name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * 2**20
+
+
+def test_names_of_files_stay_out_of_messages(tmp_path):
+    (tmp_path / "Nobody_Nora.nii.gz").write_text("plain words")
+    with pytest.raises(UnreadableError) as raised:
+        read_nifti(tmp_path / "Nobody_Nora.nii.gz")
+    assert "Nora" not in str(raised.value)
 
 
 def like():

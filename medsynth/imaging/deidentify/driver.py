@@ -1,53 +1,71 @@
-"""One dataset in, its de-identified twin out: the Basic Application Level Confidentiality Profile (PS3.15 Annex E)."""
+"""One dataset in, its de-identified twin out: the Basic Application Level Confidentiality Profile and its options.
+
+PS3.15 Annex E. What is done to which attribute is data (`table.py`); how it is done is one small function per action
+(`actions.py`). Here they meet.
+"""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from functools import lru_cache
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any, TypeAlias
 
 import pydicom.uid
 from pydicom.datadict import dictionary_has_tag, keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
 import medsynth
+from medsynth.config.deidentify import Deidentify
 from medsynth.errors import DataError, PrivacyError, UnreadableError
 from medsynth.imaging.deidentify import actions
+from medsynth.imaging.deidentify.case import CHARACTER_SET, Case, character_set_element, charset_of_result
 from medsynth.imaging.deidentify.elements import (
+    ASCII,
     DAMAGE,
     EXPLICIT_LITTLE,
     Element,
-    Encoding,
     ascii_text,
-    encoded_sequence,
     encoded_text,
     encoding_of,
     item_of,
     texts,
 )
+from medsynth.imaging.deidentify.guard import PixelGuard
 from medsynth.imaging.deidentify.keys import SecretKey
+from medsynth.imaging.deidentify.markers import (
+    CONTRIBUTING_EQUIPMENT,
+    PURPOSE,
+    SOP_CLASS,
+    SOP_INSTANCE,
+    Markers,
+    file_meta_of,
+)
 from medsynth.imaging.deidentify.pixels import clean_pixel_element
 from medsynth.imaging.deidentify.quiet import quiet_pydicom
+from medsynth.imaging.deidentify.retained import retained_texts
+from medsynth.imaging.deidentify.safe_private import load_safe_private
+from medsynth.imaging.deidentify.structured import clean_content_item
 from medsynth.imaging.deidentify.table import Rule, Rules, load_table
 
-Elements = dict[BaseTag, Element]
+Elements: TypeAlias = dict[BaseTag, Element]
+Action: TypeAlias = Callable[[Any, Rule, Case], Element | None]
 
-IMAGE_TYPE, SOP_CLASS, SOP_INSTANCE, MANUFACTURER = 0x00080008, 0x00080016, 0x00080018, 0x00080070
-CODE_VALUE, CODING_SCHEME, PURPOSE = 0x00080100, 0x00080102, 0x0040A170
-METHOD, METHOD_CODES, TIMES = 0x00120063, 0x00120064, 0x00280303
-BURNED_IN, CONTRIBUTING_EQUIPMENT = 0x00280301, 0x0018A001
-
-IMPLEMENTATION_UID = "2.25.232194270186512937386475310265931466253"
-IMPLEMENTATION_NAME = "MEDSYNTH"
-EARLIER_METHOD = "earlier de-identification (text removed)"
-OWN_EQUIPMENT = "The medsynth authors"
-BASIC_PROFILE = "113100"
-DEIDENTIFYING_EQUIPMENT = "109104"
-SCREEN_CONTENT = {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "SCREEN CAPTURE"}
+PROFILE = "Basic Application Level Confidentiality Profile"
+MANUFACTURER, META_SOP_CLASS, META_SOP_INSTANCE = 0x00080070, 0x00020002, 0x00020003
+KEEPS_TEXT = {
+    "retain_full_dates", "retain_patient_characteristics", "retain_device_identity", "retain_institution_identity",
+}  # fmt: skip
+"""Options under which words in another script than ASCII may stay."""
+VALUE_FREE = {"Z", "D"}
+"""Actions that do not look at the value."""
+PURE = {"K", "C", "U", "CODE"}
+"""Actions whose result depends on the value alone; the next slice of a series mostly has the same values."""
+LONGEST_REMEMBERED, MOST_REMEMBERED = 256, 20_000
+"""Bytes of a value, and values, up to which results are kept for the next slice."""
 IDENTITY = (
     ("patient", (0x00100020,)),
     ("name", (0x00100010, 0x00100030)),
@@ -63,26 +81,55 @@ of reference, instance); each source gets pseudonyms of its own."""
 class Deidentifier:
     """De-identifies datasets under one secret key and counts what it did, never what it saw."""
 
-    def __init__(self, key: SecretKey) -> None:
+    def __init__(self, key: SecretKey, settings: Deidentify | None = None) -> None:
+        """Without settings the Basic Profile alone."""
         self.key = key
+        self.settings = settings or Deidentify()
+        self.options = frozenset(self.settings.options)
         self._table = load_table()
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._made: dict[tuple[Any, ...], Element] = {}
-        """Markers already encoded; they are bytes, so datasets can share them."""
+        self._guard = PixelGuard(self.settings)
+        self._markers = Markers(self._table, self.settings.options)
+        self._safe_private = load_safe_private() if "retain_safe_private" in self.options else None
+        self._counts: defaultdict[Rule | tuple[str, str], int] = defaultdict(int)
+        self._remembered: dict[tuple[object, ...], Element | None] = {}
+        self._actions: dict[str, Action] = {
+            **actions.SIMPLE,
+            "U": actions.replace_uids,
+            "W": partial(actions.clean_words, dictionary=self._table.dictionary),
+            "S": self._recurse,
+            "CODE": self._known_codes,
+            "RCODE": actions.retain_codes,
+            "T": self._content,
+        }
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        """What was asked for, as plain JSON: profile, options, editions of the tables, the key's fingerprint."""
+        return {
+            "tool": f"medsynth {medsynth.__version__}",
+            "profile": PROFILE,
+            "options": list(self.settings.options),
+            "edition": f"PS3.15 {self._table.edition}",
+            "options_edition": f"PS3.15 {self._table.options_edition}",
+            "safe_private": None if self._safe_private is None else self._safe_private.edition,
+            "accept_faces": self.settings.accept_faces,
+            "key": self.key.fingerprint,
+        }
 
     @property
     def report(self) -> dict[str, dict[str, int]]:
         """Attribute -> action -> how often. Names are DICOM keywords, `private`, or the tag of an unknown one.
 
-        Actions: X removed, Z emptied, D dummy, U new UID, K kept, C kept if known, S cleaned inside, `unlisted`
-        removed because no table keeps it, `pseudonym` and `marker` written.
+        The actions are those of `options.ACTIONS`.
         """
         report: dict[str, dict[str, int]] = {}
-        for (name, action), count in sorted(self._counts.items()):
-            report.setdefault(name, {})[action] = count
-        return report
+        for counted, count in self._counts.items():
+            name, action = (counted.keyword, counted.action) if isinstance(counted, Rule) else counted
+            entry = report.setdefault(name, {})
+            entry[action] = entry.get(action, 0) + count
+        return {name: dict(sorted(report[name].items())) for name in sorted(report)}
 
-    def add_report(self, report: dict[str, dict[str, int]]) -> None:
+    def add_report(self, report: Mapping[str, Mapping[str, int]]) -> None:
         """Add the counts of another worker."""
         for name, counts in report.items():
             for action, count in counts.items():
@@ -109,9 +156,8 @@ class Deidentifier:
     def dataset(self, source: Dataset) -> Dataset:
         """A new dataset in which only listed things are left; `source` is not changed.
 
-        Raises PrivacyError for kinds of objects whose pixels may show names (burned-in annotation, screen captures,
-        anything but CT and MR images), DataError where patient or kind cannot be told, UnreadableError where elements are
-        damaged.
+        Raises PrivacyError for kinds of objects whose pixels may show names or faces and may not be cleaned, DataError
+        where patient or kind cannot be told, UnreadableError where elements are damaged.
         """
         with quiet_pydicom():
             try:
@@ -121,22 +167,46 @@ class Deidentifier:
                     "expected a whole DICOM header, found elements that cannot be read; export the file again"
                 ) from None  # what pydicom says may quote the header
 
+    def retained(self, source: Dataset, clean: Dataset) -> frozenset[str]:
+        """The texts that options kept on purpose in `clean`, the twin of `source`; in lower case.
+
+        Dates under full dates, serial numbers under device identity, and so on; for the search of the result.
+        """
+        if not self.options:
+            return frozenset()
+        with quiet_pydicom():
+            return frozenset(retained_texts(clean, self._table.rules_for(self._sop_class(source), self.options)))
+
     def _twin(self, source: Dataset) -> Dataset:
         sop_class = self._sop_class(source)
-        _refuse_shown_identity(source)
+        regions = self._guard.check(source)
+        patient = self.patient_of(source)
         encoding = encoding_of(source, EXPLICIT_LITTLE)
-        elements = self._clean(source, self._table.rules_for(sop_class), encoding)
-        elements[SOP_CLASS] = encoded_text(SOP_CLASS, "UI", [sop_class], encoding)
-        self._restore_instance_uid(source, elements, encoding)
-        self._mark(source, elements, encoding)
-        clean = item_of(elements, encoding)
+        charset = charset_of_result(source) if KEEPS_TEXT & self.options else ASCII
+        case = Case(source, encoding, self.key, shift_days=self.key.shift_days(patient), charset=charset)
+        elements = self._clean(case, self._table.rules_for(sop_class, self.options))
+        elements[BaseTag(SOP_CLASS)] = encoded_text(SOP_CLASS, "UI", [sop_class], encoding)
+        instance = self._instance_uid(source, elements)
+        if instance:
+            elements[BaseTag(SOP_INSTANCE)] = encoded_text(SOP_INSTANCE, "UI", [instance], encoding)
+        if charset != ASCII:
+            elements[BaseTag(CHARACTER_SET)] = character_set_element(encoding)
+        earlier = elements.get(BaseTag(CONTRIBUTING_EQUIPMENT))
+        markers = self._markers.written(source, patient, earlier, encoding, pixels_cleaned=bool(regions))
+        for keyword, made in markers.items():
+            elements[made.tag] = made
+            self._counts[keyword, "pseudonym" if keyword in {"PatientName", "PatientID"} else "marker"] += 1
+        clean = item_of(elements, encoding, charset)
+        meta = file_meta_of(source, sop_class, instance)
+        if meta is not None:
+            clean.file_meta = meta
         clean_pixel_element(source, clean)
-        self._rebuild_file_meta(source, clean)
+        if regions:
+            self._guard.clean(source, clean, regions)
         return clean
 
     def _sop_class(self, source: Dataset) -> str:
-        meta = getattr(source, "file_meta", None) or Dataset()
-        found = ascii_text(source, SOP_CLASS) or str(meta.get("MediaStorageSOPClassUID") or "")
+        found = ascii_text(source, SOP_CLASS) or _meta_text(source, META_SOP_CLASS)
         if not found:
             raise DataError("expected a SOP class (0008,0016) in the header, found none; the file's kind is unknown")
         if found not in self._table.sop_classes:
@@ -146,132 +216,90 @@ class Deidentifier:
             )
         return found
 
-    def _clean(self, source: Dataset, rules: Rules, encoding: Encoding) -> Elements:
+    def _clean(self, case: Case, rules: Rules) -> Elements:
         clean: Elements = {}
-        for tag, element in source.items():
-            rule = rules.get(tag)
+        counts = self._counts
+        for tag, element in case.dataset.items():
+            rule = rules.get(int(tag))
             if rule is None:
-                self._counts[_name(tag), "private" if tag.is_private else "unlisted"] += 1
+                self._clean_unlisted(tag, element, case, clean)
                 continue
-            if element.is_raw and element.value is None and element.length:
-                element = source.get_item(tag)  # left in the file so far
-            kept = self._apply(source, element, rule, encoding)
-            self._counts[rule.keyword, rule.action] += 1
+            counts[rule] += 1
+            if rule.action == "X":
+                continue
+            if element.value is None and isinstance(element, RawDataElement) and element.length:
+                element = case.dataset.get_item(tag)  # left in the file so far
+            kept = self._apply(element, rule, case)
             if kept is not None:
                 clean[tag] = kept
         return clean
 
-    def _apply(self, source: Dataset, element: Element, rule: Rule, encoding: Encoding) -> Element | None:
-        if rule.action in {"X", "Z", "D"}:
-            return actions.SIMPLE[rule.action](element, rule, encoding)
+    def _clean_unlisted(self, tag: BaseTag, element: Element, case: Case, clean: Elements) -> None:
+        if not tag.is_private:
+            self._counts[_name(tag), "unlisted"] += 1
+            return
+        safe = None if self._safe_private is None else self._safe_private.kept(element, case)
+        self._counts["private", "private" if safe is None else "P"] += 1
+        if safe is not None:
+            clean.update((part.tag, part) for part in safe)
+
+    def _apply(self, element: Element, rule: Rule, case: Case) -> Element | None:
+        action = rule.action
+        act = self._actions[action]
+        if action in VALUE_FREE:
+            return act(element, rule, case)
         if element.VR is not None and element.VR not in rule.vrs:
             known = _in_known_vr(element, rule)
             if known is None:
-                return actions.without(rule, encoding)
+                return actions.without(rule, case)
             element = known
-        if rule.action == "U":
-            return actions.replace_uids(element, rule, encoding, self.key)
-        if rule.action in {"S", "CODE"}:
-            return self._sequence(source[rule.tag], rule, encoding)
-        return actions.SIMPLE[rule.action](element, rule, encoding)
+        value = element.value
+        if action not in PURE or not isinstance(value, bytes) or len(value) > LONGEST_REMEMBERED:
+            return self._act(act, element, rule, case)
+        mark = (rule, element.VR, value, case.encoding)
+        if mark in self._remembered:
+            return self._remembered[mark]
+        if len(self._remembered) >= MOST_REMEMBERED:
+            self._remembered.clear()
+        kept = self._remembered[mark] = self._act(act, element, rule, case)
+        return kept
 
-    def _sequence(self, element: DataElement, rule: Rule, encoding: Encoding) -> Element | None:
-        if element.VR != "SQ":
-            return actions.without(rule, encoding)
-        if rule.action == "CODE":
-            return actions.keep_codes(element, rule, encoding, self._table.codes)
+    @staticmethod
+    def _act(act: Action, element: Element, rule: Rule, case: Case) -> Element | None:
+        """The action, on decoded items where it is a sequence."""
+        if rule.vrs[0] != "SQ":
+            return act(element, rule, case)
+        decoded = case.dataset[rule.tag]
+        return act(decoded, rule, case) if decoded.VR == "SQ" else actions.without(rule, case)
+
+    def _recurse(self, element: DataElement, rule: Rule, case: Case) -> Element | None:
         items: list[Dataset] = []
         for item in element.value:
-            own = encoding_of(item, encoding)  # items of a sequence that came as UN are encoded in their own way
-            elements = self._clean(item, rule.items or {}, own)
+            own = encoding_of(item, case.encoding)  # items of a sequence that came as UN are encoded in their own way
+            elements = self._clean(case.inside(item, own), rule.items or {})
             if elements and _is_complete(elements, rule):
-                items.append(item_of(elements, own))
-        return DataElement(rule.tag, "SQ", Sequence(items)) if items else actions.without(rule, encoding)
+                items.append(item_of(elements, own, case.charset))
+        return DataElement(rule.tag, "SQ", Sequence(items)) if items else actions.without(rule, case)
 
-    def _restore_instance_uid(self, source: Dataset, elements: Elements, encoding: Encoding) -> None:
-        """Some archives empty the UID in the dataset and leave it in the file meta information."""
-        meta = getattr(source, "file_meta", None) or Dataset()
-        found = ascii_text(source, SOP_INSTANCE) or str(meta.get("MediaStorageSOPInstanceUID") or "")
-        if found:
-            elements[SOP_INSTANCE] = encoded_text(SOP_INSTANCE, "UI", [self.key.uid(found)], encoding)
+    def _known_codes(self, element: DataElement, rule: Rule, case: Case) -> Element | None:
+        return actions.keep_codes(element, rule, case, self._table.codes)
 
-    def _mark(self, source: Dataset, elements: Elements, encoding: Encoding) -> None:
-        """Say what was done, as PS3.15 E.1.1 asks."""
-        name = self.patient_of(source)
-        earlier = elements.get(CONTRIBUTING_EQUIPMENT)
-        for keyword, action, made in (
-            ("PatientName", "pseudonym", encoded_text(0x00100010, "PN", [name], encoding)),
-            ("PatientID", "pseudonym", encoded_text(0x00100020, "LO", [name], encoding)),
-            ("PatientIdentityRemoved", "marker", encoded_text(0x00120062, "CS", ["YES"], encoding)),
-            ("DeidentificationMethod", "marker", encoded_text(METHOD, "LO", self._methods(source), encoding)),
-            ("DeidentificationMethodCodeSequence", "marker", self._method_codes(source, encoding)),
-            ("LongitudinalTemporalInformationModified", "marker", encoded_text(TIMES, "CS", ["REMOVED"], encoding)),
-            ("ContributingEquipmentSequence", "marker", self._equipment(earlier, encoding)),
-        ):
-            elements[made.tag] = made
-            self._counts[keyword, action] += 1
+    def _content(self, element: DataElement, rule: Rule, case: Case) -> Element | None:
+        items = [clean_content_item(item, self._table.codes) for item in element.value]
+        left = [item for item in items if item is not None]
+        return DataElement(rule.tag, "SQ", Sequence(left)) if left else actions.without(rule, case)
 
-    def _methods(self, source: Dataset) -> list[str]:
-        """Earlier methods in a known form, a plain note in place of free text, and this one; each once."""
-        earlier = texts(source.get_item(METHOD)) if METHOD in source else []
-        known = [
-            text if any(form.fullmatch(text) for form in self._table.methods) and len(text) <= 64 else EARLIER_METHOD
-            for text in ([EARLIER_METHOD] if earlier is None else earlier)
-            if text
-        ]
-        own = f"medsynth {medsynth.__version__}, PS3.15 {self._table.edition} Basic Profile"
-        return list(dict.fromkeys([*known, own]))
-
-    def _method_codes(self, source: Dataset, encoding: Encoding) -> Element:
-        """Codes of what earlier tools did, and of the Basic Profile; each once."""
-        values: list[str] = []
-        if METHOD_CODES in source and source[METHOD_CODES].VR == "SQ":
-            for item in source[METHOD_CODES].value:
-                value = ascii_text(item, CODE_VALUE)
-                if ascii_text(item, CODING_SCHEME) == "DCM" and re.fullmatch(r"1131\d\d", value):
-                    values.append(value)
-        return self._codes(METHOD_CODES, tuple(dict.fromkeys([*values, BASIC_PROFILE])), encoding)
-
-    def _equipment(self, earlier: Element | None, encoding: Encoding) -> Element:
-        """Scrubbed items of earlier equipment, and this tool's own."""
-        own = Dataset()
-        own.Manufacturer = OWN_EQUIPMENT
-        own.ManufacturerModelName = "medsynth"
-        own.SoftwareVersions = medsynth.__version__
-        own[PURPOSE] = self._codes(PURPOSE, (DEIDENTIFYING_EQUIPMENT,), encoding)
-        if isinstance(earlier, DataElement) and earlier.value:
-            return DataElement(CONTRIBUTING_EQUIPMENT, "SQ", Sequence([*earlier.value, own]))
-        cached = self._made.get((CONTRIBUTING_EQUIPMENT, encoding))
-        if cached is None:
-            cached = encoded_sequence(CONTRIBUTING_EQUIPMENT, [own], encoding)
-            self._made[CONTRIBUTING_EQUIPMENT, encoding] = cached
-        return cached
-
-    def _codes(self, tag: int, values: tuple[str, ...], encoding: Encoding) -> Element:
-        """A sequence of codes of the standard's own scheme."""
-        made = self._made.get((tag, *values, encoding))
-        if made is None:
-            items = (actions.code_item(value, "DCM", self._table.codes) for value in values)
-            made = encoded_sequence(tag, [item for item in items if item is not None], encoding)
-            self._made[(tag, *values, encoding)] = made
-        return made
-
-    def _rebuild_file_meta(self, source: Dataset, clean: Dataset) -> None:
-        """File meta information from scratch; only the transfer syntax is taken over, because it is how pixels read."""
-        meta: Any = getattr(source, "file_meta", None)
-        if not meta or not meta.get("TransferSyntaxUID"):
-            return
-        syntax = pydicom.uid.UID(str(meta.TransferSyntaxUID))
-        if not syntax.is_transfer_syntax:
-            raise DataError(
-                "expected a transfer syntax of the DICOM standard in the file's head, found another; convert it"
-            )
-        clean.file_meta = FileMetaDataset()
-        clean.file_meta.MediaStorageSOPClassUID = ascii_text(clean, SOP_CLASS)
-        clean.file_meta.MediaStorageSOPInstanceUID = ascii_text(clean, SOP_INSTANCE)
-        clean.file_meta.TransferSyntaxUID = syntax
-        clean.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
-        clean.file_meta.ImplementationVersionName = IMPLEMENTATION_NAME
+    def _instance_uid(self, source: Dataset, elements: Elements) -> str:
+        """The new UID; some archives empty it in the dataset and leave it in the file meta information."""
+        kept = elements.get(BaseTag(SOP_INSTANCE))
+        values = texts(kept) if kept is not None else None
+        if values and values[0]:
+            return values[0]
+        found = _meta_text(source, META_SOP_INSTANCE)
+        if not found:
+            return ""
+        valid = "retain_uids" in self.options and actions.FORMS["UI"].fullmatch(found)
+        return found if valid else self.key.uid(found)
 
 
 @lru_cache(maxsize=4096)
@@ -303,16 +331,11 @@ def _in_known_vr(element: Element, rule: Rule) -> Element | None:
     return None
 
 
+def _meta_text(source: Dataset, tag: int) -> str:
+    meta = getattr(source, "file_meta", None)
+    return ascii_text(meta, tag) if meta else ""
+
+
 def _is_complete(elements: Elements, rule: Rule) -> bool:
     """Whether a scrubbed item of earlier equipment still says what it must (PS3.3 table C.12-1)."""
     return rule.tag != CONTRIBUTING_EQUIPMENT or (PURPOSE in elements and MANUFACTURER in elements)
-
-
-def _refuse_shown_identity(source: Dataset) -> None:
-    if "YES" in ascii_text(source, BURNED_IN).upper():
-        raise PrivacyError(
-            "expected an image without burned-in text, found one whose header says BurnedInAnnotation YES; "
-            "leave it out or have its pixels cleaned first"
-        )
-    if SCREEN_CONTENT & set(ascii_text(source, IMAGE_TYPE).upper().split("\\")):
-        raise PrivacyError("expected a scan, found a screen capture, which often shows names; leave it out")

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_sequence
 from pydicom.multival import MultiValue
@@ -20,7 +21,9 @@ ASCII = "iso8859"
 """pydicom's name for no character set at all: what is left after de-identification needs none."""
 
 
-DAMAGE = (ValueError, TypeError, EOFError, OSError, NotImplementedError, struct.error, RecursionError)
+DAMAGE = (
+    ValueError, TypeError, EOFError, OSError, NotImplementedError, struct.error, RecursionError, BytesLengthException,
+)  # fmt: skip
 """What pydicom raises on damaged bytes. Its texts may quote a header, so they are never passed on."""
 
 
@@ -62,10 +65,11 @@ def encoded_sequence(tag: int, items: Iterable[Dataset], encoding: Encoding) -> 
     return encoded(tag, "SQ", buffer.getvalue(), encoding)
 
 
-def item_of(elements: dict[BaseTag, Element], encoding: Encoding) -> Dataset:
-    """A dataset that holds exactly `elements`."""
-    dataset = Dataset(elements)
-    dataset.set_original_encoding(*encoding, ASCII)
+def item_of(elements: dict[BaseTag, Element], encoding: Encoding, charset: str = ASCII) -> Dataset:
+    """A dataset that holds exactly `elements`, whose text is in `charset` (pydicom's name of it)."""
+    charsets = charset if charset == ASCII else [charset]
+    dataset = Dataset(elements, parent_encoding=charsets)
+    dataset.set_original_encoding(*encoding, charsets)
     return dataset
 
 

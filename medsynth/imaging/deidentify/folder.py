@@ -1,36 +1,28 @@
-"""A folder of DICOM in, a folder of de-identified DICOM out: resumable, checked, with an audit.
+"""A folder of DICOM in, a folder of de-identified DICOM out: resumable, in parallel, searched, with an audit.
 
-Transfer syntax and pixel bytes stay as they are. Files are named by pseudonym and new UIDs:
-`<patient>/<series>/<instance>.dcm`. A journal in the output folder tells which source files are done; source files
-stand in it under keyed digests, so that it names nobody.
+Transfer syntax and pixel bytes stay as they are unless pixels have to be cleaned. Images that may show a face wait, where
+faces are to be removed, until all others are done; then their series are worked on one by one.
 """
 
 from __future__ import annotations
 
-import filecmp
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pydicom
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels.utils import get_expected_length
-
-from medsynth.errors import DataError, PrivacyError, UsageError
-from medsynth.imaging.deidentify.driver import Deidentifier
-from medsynth.imaging.deidentify.elements import DAMAGE
-from medsynth.imaging.deidentify.journal import DRAFTS, Journal, Outcome
+from medsynth.config.deidentify import Deidentify
+from medsynth.errors import DataError, PrivacyError, UnreadableError, UsageError
 from medsynth.imaging.deidentify.keys import SecretKey
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
-from medsynth.imaging.deidentify.residual import identifying_values, scan_bytes
-from medsynth.progress import Progress, Silent
+from medsynth.imaging.deidentify.linking import LinkingTable
+from medsynth.imaging.deidentify.store import Store
+from medsynth.imaging.deidentify.tally import Kind, Outcome, Tally
+from medsynth.imaging.deidentify.workers import CHUNK, FileTask, Job, Result, SeriesTask, results_of
+from medsynth.progress import Advance, Progress, Silent
 
-READ_ERRORS = (*DAMAGE, AttributeError, KeyError)
-DUPLICATE = "same content as an earlier file"
+MOST_LISTED = 200
+"""Files left out that a report names; all are counted."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class LeftOut:
     number: int
     """Its place among the source files in the order of their paths, from 1: names of files may name patients."""
     path: Path
-    kind: Literal["unreadable", "refused", "duplicate", "withheld"]
+    kind: Kind
     reason: str
 
 
@@ -49,197 +41,216 @@ class FolderReport:
     """What became of a folder."""
 
     found: int
-    written: int
-    patients: int
+    tally: Tally
     left_out: tuple[LeftOut, ...]
-    attributes: dict[str, dict[str, int]]
-    audit: Path
+    """The first `MOST_LISTED`."""
+    audit: Path | None
+    """None after a rehearsal."""
 
-    def count(self, kind: str) -> int:
+    @property
+    def written(self) -> int:
+        """How many files were written."""
+        return self.tally.count("written")
+
+    @property
+    def patients(self) -> int:
+        """How many patients they are of."""
+        return self.tally.patients
+
+    def count(self, *kinds: Kind) -> int:
         """How many files were left out for a kind of reason."""
-        return sum(entry.kind == kind for entry in self.left_out)
+        return self.tally.count(*kinds)
 
     def summary(self) -> dict[str, Any]:
-        """The figures alone, for a terminal or JSON; files left out by number and reason."""
-        return {
-            "files": self.found,
-            "written": self.written,
-            "patients": self.patients,
-            "left_out": [{"file": entry.number, "kind": entry.kind, "reason": entry.reason} for entry in self.left_out],
-            "audit": str(self.audit),
-        }
+        """The figures alone, for a terminal or JSON."""
+        facts: dict[str, Any] = {"files": self.found, "written": self.written, "patients": self.patients}
+        if self.tally.reasons:
+            facts["left_out"] = self.tally.reasons
+        if self.audit is not None:
+            facts["audit"] = str(self.audit)
+        return facts
 
-    def raise_if_refused(self) -> None:
-        """Raise PrivacyError if a privacy rule kept any file out; the others are written all the same."""
-        refused = self.count("refused") + self.count("withheld")
+    def raise_if_incomplete(self) -> None:
+        """Raise PrivacyError if a privacy rule kept any file out, DataError if damage did; the others are written.
+
+        Copies and files that are no DICOM images are no loss.
+        """
+        refused, damaged = self.count("refused", "withheld"), self.count("damaged")
         if refused:
-            first = next(entry for entry in self.left_out if entry.kind in {"refused", "withheld"})
             raise PrivacyError(
-                f"{refused} of {self.found} files were left out by a privacy rule, the first (number {first.number}): "
-                f"{first.reason}"
+                f"{refused} of {self.found} files were left out by a privacy rule{self._first('refused', 'withheld')}"
             )
+        if damaged:
+            raise UnreadableError(f"{damaged} of {self.found} files were left out as damaged{self._first('damaged')}")
+
+    def _first(self, *kinds: Kind) -> str:
+        first = next((entry for entry in self.left_out if entry.kind in kinds), None)
+        return f", the first (number {first.number}): {first.reason}" if first else ""
 
 
 def deidentify_folder(
-    source: Path, out: Path, key: SecretKey, *, workers: int = 1, progress: Progress | None = None
+    source: Path,
+    out: Path,
+    key: SecretKey,
+    settings: Deidentify | None = None,
+    *,
+    linking: LinkingTable | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
 ) -> FolderReport:
     """De-identify every DICOM file below `source` into `out`; the same call again continues an interrupted one.
 
-    Raises UsageError if `out` overlaps `source` or holds something else, DataError if nothing could be written.
-    Files that are no DICOM, damaged, refused by a privacy rule, twice there, or in whose result an identifying value
-    was found are left out and reported.
+    Raises UsageError if `out` overlaps `source` or holds something else, WorkspaceBusyError if another run is at work in
+    it, StorageError if the disk is full, DataError (PrivacyError if rules forbade it) if nothing could be written. Files that are
+    no DICOM, damaged, refused by a privacy rule, twice there, or in whose result an identifying value was found are left out
+    and reported.
     """
-    _check_places(source, out)
-    if workers > 1 and key.path is None:
-        raise UsageError("expected a key that was loaded from a file when workers > 1; processes load it there again")
-    files = sorted(path for path in source.rglob("*") if path.is_file())
-    journal = Journal.open(out, key)
-    tokens = [journal.token(path.relative_to(source), path.stat()) for path in files]
-    todo = [_Task(index, str(path), str(out)) for index, path in enumerate(files) if tokens[index] not in journal.done]
-    listener = progress or Silent()
-    with listener.task("de-identify", len(files)) as advance:
-        advance(len(files) - len(todo))
-        for task, outcome in zip(todo, _outcomes(todo, key, workers), strict=True):
-            journal.record(tokens[task.index], _publish(task, outcome, out, journal))
-            advance(1)
-    report = _report(files, tokens, journal)
-    journal.finish(report.found, report.written, report.patients, report.attributes)
+    settings = settings or Deidentify()
+    check_places(source, out)
+    check_workers(key, workers)
+    with Store.open(out, key, settings, linking) as store:
+        run = _Run(source, store, key, Job(settings, linking is not None), workers)
+        run.work(progress or Silent())
+        audit = store.finish()
+        report = FolderReport(run.found, store.tally, tuple(run.left_out()), audit)
     if not report.written:
+        report.raise_if_incomplete()
         reason = report.left_out[0].reason if report.left_out else "the folder holds no file"
-        if report.count("refused") + report.count("withheld"):
-            report.raise_if_refused()
         raise DataError(f"expected CT or MR images in DICOM files, found none to write among {report.found}: {reason}")
     return report
 
 
-@dataclass(frozen=True)
-class _Task:
-    index: int
-    path: str
-    out: str
+def rehearse_folder(
+    source: Path, key: SecretKey, settings: Deidentify, *, workers: int = 1, progress: Progress | None = None
+) -> FolderReport:
+    """Do everything but write: what `deidentify_folder` would do with the files and why it would leave some out."""
+    check_places(source, None)
+    check_workers(key, workers)
+    rehearsal = Rehearsal()
+    run = _Run(source, rehearsal, key, Job(settings, linked=False), workers)
+    run.work(progress or Silent())
+    return FolderReport(run.found, rehearsal.tally, (), None)
 
 
-def _check_places(source: Path, out: Path) -> None:
+def check_places(source: Path, out: Path | None) -> None:
+    """Raise UsageError unless there is a source, and the output lies apart from it."""
     if not source.is_dir():
         raise UsageError(f"expected a folder to de-identify, found none at {source}")
-    here, there = source.resolve(), out.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise UsageError(f"expected an output folder apart from the input, found {out}; originals are never mixed in")
+    if out is not None:
+        here, there = source.resolve(), out.resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise UsageError(
+                f"expected an output folder apart from the input, found {out}; originals are never mixed in"
+            )
 
 
-def _outcomes(tasks: list[_Task], key: SecretKey, workers: int) -> Iterator[Outcome]:
-    """The outcome of each task, in their order whatever the number of workers."""
-    if workers <= 1 or key.path is None:
-        deidentifier = Deidentifier(key)
-        yield from (_process(task, deidentifier) for task in tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin_worker, (str(key.path),)) as pool:
-        try:
-            yield from pool.map(_process_in_worker, tasks, chunksize=8)
-        finally:
-            pool.shutdown(cancel_futures=True)
+def check_workers(key: SecretKey, workers: int) -> None:
+    """Raise UsageError where other processes could not load the key."""
+    if workers > 1 and key.path is None:
+        raise UsageError("expected a key that was loaded from a file when workers > 1; processes load it there again")
 
 
-_worker: list[Deidentifier] = []
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and its sub-folders, in the order of their paths. Links to folders are not followed."""
+    with os.scandir(folder) as entries:
+        names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    for name, is_folder in names:
+        path = folder / name
+        if is_folder:
+            yield from files_below(path)
+        elif path.is_file():
+            yield path
 
 
-def _begin_worker(key_path: str) -> None:
-    _worker[:] = [Deidentifier(SecretKey.load(Path(key_path)))]
+class Rehearsal:
+    """Stands in for a store where nothing is to be written."""
 
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self._names: set[int] = set()
 
-def _process_in_worker(task: _Task) -> Outcome:
-    return _process(task, _worker[0])
+    def token(self, source: str) -> int:
+        """Nothing is remembered beyond this run, so every source is new."""
+        return 0
 
+    def has(self, token: int) -> bool:
+        """Never."""
+        return False
 
-def _process(task: _Task, deidentifier: Deidentifier) -> Outcome:
-    """One file: read, de-identify, look again, and leave the result as a draft."""
-    with quiet_pydicom():
-        try:
-            original = pydicom.dcmread(task.path)
-        except InvalidDicomError:
-            return Outcome("unreadable", "no DICOM file (no DICM mark after the preamble)")
-        except READ_ERRORS:
-            return Outcome("unreadable", "a damaged or truncated DICOM file")
-        try:
-            clean = deidentifier.dataset(original)
-            if _cut_short(clean):
-                deidentifier.take_report()
-                return Outcome("unreadable", "a DICOM file that ends before its pixels do")
-            data = _to_bytes(clean)
-            leaks = scan_bytes(identifying_values(original), data)
-        except PrivacyError as error:
-            deidentifier.take_report()
-            return Outcome("refused", str(error))
-        except DataError as error:
-            deidentifier.take_report()
-            return Outcome("unreadable", str(error))
-        except READ_ERRORS:
-            deidentifier.take_report()
-            return Outcome("unreadable", "a DICOM file with damaged elements")
-        counts = deidentifier.take_report()
-        instance = str(clean.get("SOPInstanceUID") or "")
-        if not instance:
-            return Outcome("unreadable", "a DICOM file without a SOP Instance UID")
-        if leaks:
-            return Outcome("withheld", f"a value of {', '.join(sorted(leaks))} was still found in the result")
-        series = str(clean.get("SeriesInstanceUID") or "no-series-uid")
-        name = f"{clean.PatientID}/{series}/{instance}.dcm"
-    draft = Path(task.out) / DRAFTS / f"{task.index}.dcm"
-    draft.write_bytes(data)
-    return Outcome("written", "", name, counts)
+    def draft(self, token: int) -> None:
+        """Nowhere."""
 
+    def why_left_out(self, token: int) -> None:
+        """Not remembered."""
 
-def _cut_short(dataset: pydicom.Dataset) -> bool:
-    """Whether an image lacks pixels: pydicom takes the end of a file for the end of the dataset, wherever that is."""
-    if "PixelData" not in dataset:
-        return True
-    compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
-    return not compressed and len(dataset.PixelData) < get_expected_length(dataset)
+    def seek(self, values: object) -> None:
+        """There is no report to search."""
 
-
-def _to_bytes(clean: pydicom.Dataset) -> bytes:
-    """A DICOM file with a preamble of zeros and file meta information made from nothing but the result."""
-    buffer = BytesIO()
-    pydicom.dcmwrite(buffer, clean, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def _publish(task: _Task, outcome: Outcome, out: Path, journal: Journal) -> Outcome:
-    """Give a draft its name, unless an earlier file has it."""
-    if outcome.kind != "written":
+    def adopt(self, token: int, outcome: Outcome, link: object = None) -> Outcome:
+        """Count an outcome."""
+        name = hash(outcome.name)
+        if outcome.kind == "written" and name in self._names:
+            outcome = Outcome("duplicate", outcome.series, "same name as an earlier file")
+        self._names.add(name)
+        self.tally.add(outcome)
         return outcome
-    draft, final = out / DRAFTS / f"{task.index}.dcm", out / outcome.name
-    if outcome.name in journal.names:
-        same = filecmp.cmp(draft, final, shallow=False)
-        draft.unlink()
-        if same:
-            return Outcome("duplicate", DUPLICATE)
-        return Outcome("unreadable", "another file has the same SOP Instance UID and other content")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    draft.replace(final)
-    return outcome
 
 
-def _report(files: list[Path], tokens: list[str], journal: Journal) -> FolderReport:
-    outcomes = [journal.done[token] for token in tokens]
-    left_out = tuple(
-        LeftOut(number, path, outcome.kind, outcome.reason)
-        for number, (path, outcome) in enumerate(zip(files, outcomes, strict=True), start=1)
-        if outcome.kind != "written"
-    )
-    attributes: dict[str, dict[str, int]] = {}
-    for outcome in outcomes:
-        for name, counts in outcome.counts.items():
-            entry = attributes.setdefault(name, {})
-            for action, count in counts.items():
-                entry[action] = entry.get(action, 0) + count
-    names = [outcome.name for outcome in outcomes if outcome.kind == "written"]
-    return FolderReport(
-        found=len(files),
-        written=len(names),
-        patients=len({name.split("/")[0] for name in names}),
-        left_out=left_out,
-        attributes=dict(sorted(attributes.items())),
-        audit=journal.audit,
-    )
+class _Run:
+    """One pass over a folder."""
+
+    def __init__(self, source: Path, store: Store | Rehearsal, key: SecretKey, job: Job, workers: int) -> None:
+        self.found = sum(1 for _ in files_below(source))
+        self._source = source
+        self._store = store
+        self._key = key
+        self._job = job
+        self._workers = workers
+        self._waiting: dict[str, list[FileTask]] = {}
+        """Files that wait for the rest of their series, by `<patient>/<series>`."""
+
+    def work(self, progress: Progress) -> None:
+        """Do what is not done yet."""
+        with progress.task("de-identify", self.found) as advance:
+            for result in self._results(self._file_tasks(advance), CHUNK):
+                if result.outcome is None:
+                    self._waiting.setdefault(result.series, []).append(result.task)
+                else:
+                    advance(1)
+            series = (tuple(tasks) for _, tasks in sorted(self._waiting.items()))
+            for _ in self._results(series, 1):
+                advance(1)
+
+    def left_out(self) -> Iterator[LeftOut]:
+        """The first files that were not written."""
+        missing = min(MOST_LISTED, self._store.tally.total - self._store.tally.count("written"))
+        if not missing:
+            return
+        for number, path in enumerate(files_below(self._source), start=1):
+            known = self._store.why_left_out(self._token(path))
+            if known is not None:
+                yield LeftOut(number, path, *known)
+                missing -= 1
+            if not missing:
+                return
+
+    def _file_tasks(self, advance: Advance) -> Iterator[FileTask]:
+        for path in files_below(self._source):
+            token = self._token(path)
+            if self._store.has(token):
+                advance(1)
+                continue
+            draft = self._store.draft(token)
+            yield FileTask(token, str(path), None if draft is None else str(draft))
+
+    def _results(self, tasks: Iterable[FileTask] | Iterable[SeriesTask], chunk: int) -> Iterator[Result]:
+        for result in results_of(tasks, self._job, self._key, self._workers, chunk):
+            if result.outcome is not None:
+                self._store.seek(result.sought)
+                self._store.adopt(result.task.token, result.outcome, result.link)
+            yield result
+
+    def _token(self, path: Path) -> int:
+        """Another size or time makes it another file."""
+        stat = path.stat()
+        return self._store.token(f"{path.relative_to(self._source)}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}")

@@ -1,133 +1,122 @@
-"""What is done so far in a folder being de-identified, and the audit when all is done."""
+"""What is done so far in an output folder: a file of lines, each for some sources, so that a killed run loses little.
+
+A line says all about its sources or, if a kill cut it short, nothing: they are done again. It holds keyed digests,
+pseudonyms, new UIDs and counts, and so names nobody.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-import medsynth
 from medsynth.errors import UsageError
-from medsynth.imaging.deidentify.keys import SecretKey
-from medsynth.imaging.deidentify.table import load_table
+from medsynth.imaging.deidentify.tally import Outcome, Tally
 
 JOURNAL = ".deidentify.jsonl"
-DRAFTS = ".drafts"
-AUDIT = "deidentification.json"
-FORMAT = 1
+FORMAT = 2
+
+
+class Entry(NamedTuple):
+    """One source and what became of it."""
+
+    token: int
+    outcome: Outcome
+    size: int
+    """Bytes of the written file; 0 if none was."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one source file."""
+class Batch:
+    """What one line of the journal says."""
 
-    kind: Literal["written", "unreadable", "refused", "duplicate", "withheld"]
-    reason: str = ""
-    name: str = ""
-    """Its path in the output folder."""
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Attribute -> action -> how often."""
+    entries: list[Entry]
+    """Without their counts of attributes, which only the sum of the line tells."""
+    tally: Tally
 
 
 class Journal:
-    """An append-only list of outcomes; a line cut short by a kill is dropped and its file done again."""
+    """The file; only one process at a time may use it (see `Store`)."""
 
-    def __init__(self, out: Path, key: SecretKey) -> None:
-        self.out = out
-        self.audit = out / AUDIT
-        self.done: dict[str, Outcome] = {}
-        self.names: set[str] = set()
-        self._key = key
+    def __init__(self, out: Path, head: dict[str, Any]) -> None:
+        self.path = out / JOURNAL
+        self._head = head
 
-    @classmethod
-    def open(cls, out: Path, key: SecretKey) -> Journal:
-        """Begin in an empty or missing folder, or continue. Raises UsageError for a folder that holds other things."""
-        journal = cls(out, key)
-        path = out / JOURNAL
-        if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not path.exists())):
-            raise UsageError(f"expected an empty or missing output folder, found other things at {out}; name another")
-        out.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            journal._read(path)
-        else:
-            _write_whole(path, json.dumps(journal._head()) + "\n")
-        shutil.rmtree(out / DRAFTS, ignore_errors=True)
-        (out / DRAFTS).mkdir()
-        return journal
+    def begin(self) -> None:
+        """Make the file if it is not there."""
+        if not self.path.exists():
+            write_whole(self.path, json.dumps(self._head) + "\n")
 
-    def token(self, relative: Path, stat: os.stat_result) -> str:
-        """How the journal calls a source file; another size or time makes it another file."""
-        return self._key.pseudonym("file", f"{relative.as_posix()}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}")
+    def batches(self) -> Iterator[Batch]:
+        """What the whole lines say. Raises UsageError if the file was begun by another version, key or settings."""
+        with self.path.open(encoding="utf-8") as file:
+            self._check_head(file.readline())
+            for line in file:
+                if line.endswith("\n"):
+                    yield _parsed(line)
 
-    def record(self, token: str, outcome: Outcome) -> None:
-        """Append one outcome; it is on its way to the disk when this returns."""
-        with (self.out / JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"file": token, **asdict(outcome)}) + "\n")
-        self._remember(token, outcome)
+    def append(self, batch: Batch) -> None:
+        """Add one line; it is on its way to the disk when this returns."""
+        done = [
+            [f"{token:016x}", outcome.kind, outcome.name, size or outcome.reason]
+            for token, outcome, size in batch.entries
+        ]
+        record = {"done": done, "attributes": batch.tally.by_attribute}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n")
 
-    def finish(self, found: int, written: int, patients: int, attributes: dict[str, dict[str, int]]) -> None:
-        """Write the audit: what was done to which attribute how often, and which file was left out why. No values."""
-        shutil.rmtree(self.out / DRAFTS, ignore_errors=True)
-        kinds: dict[str, dict[str, int]] = {}
-        for outcome in self.done.values():
-            if outcome.kind != "written":
-                reasons = kinds.setdefault(outcome.kind, {})
-                reasons[outcome.reason] = reasons.get(outcome.reason, 0) + 1
-        audit = {
-            **self._head(),
-            "profile": "PS3.15 Annex E Basic Application Level Confidentiality Profile (DCM 113100)",
-            "files_found": found,
-            "files_written": written,
-            "patients": patients,
-            "files_left_out": kinds,
-            "residual_search": {
-                "files_searched": written + len_of(kinds, "withheld"),
-                "files_withheld": len_of(kinds, "withheld"),
-            },
-            "attributes": attributes,
-        }
-        _write_whole(self.audit, json.dumps(audit, indent=2, sort_keys=True) + "\n")
+    def keep(self, wanted: Callable[[Batch], bool]) -> None:
+        """Drop the lines that are not wanted, and what a kill left of one; only then is the file written anew."""
+        with self.path.open(encoding="utf-8") as file:
+            if all(line.endswith("\n") and (number == 0 or wanted(_parsed(line))) for number, line in enumerate(file)):
+                return
+            file.seek(0)
+            draft = self.path.with_name(f"{JOURNAL}.draft")
+            with draft.open("w", encoding="utf-8") as new:
+                new.writelines(
+                    line
+                    for number, line in enumerate(file)
+                    if line.endswith("\n") and (number == 0 or wanted(_parsed(line)))
+                )
+            draft.replace(self.path)
 
-    def _head(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "tool": f"medsynth {medsynth.__version__}",
-            "table": f"PS3.15 {load_table().edition}",
-            "key": self._key.fingerprint,
-        }
-
-    def _read(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8")
-        lines = text.split("\n")
-        head = json.loads(lines[0])
-        if head != self._head():
+    def _check_head(self, line: str) -> None:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
             raise UsageError(
-                f"expected an output folder begun by this version with the same key, found another's at {self.out}; "
-                "name another folder"
+                f"expected the journal of an output folder, found something else at {self.path}; name another folder"
             )
-        whole, rest = lines[1:-1], lines[-1]
-        for line in whole:
-            entry = json.loads(line)
-            token = entry.pop("file")
-            self._remember(token, Outcome(**entry))
-        if rest:
-            _write_whole(path, "\n".join(lines[:-1]) + "\n")
-
-    def _remember(self, token: str, outcome: Outcome) -> None:
-        self.done[token] = outcome
-        if outcome.kind == "written":
-            self.names.add(outcome.name)
+        names = {"format": "version", "tool": "version", "table": "table", "key": "key", "settings": "settings"}
+        other = sorted({name for field, name in names.items() if found.get(field) != self._head[field]})
+        if other:
+            raise UsageError(
+                f"expected an output folder begun by this version with the same key and settings, found another "
+                f"{' and '.join(other)} at {self.path.parent}; name another folder"
+            )
 
 
-def len_of(kinds: dict[str, dict[str, int]], kind: str) -> int:
-    """How many files were left out for one kind of reason."""
-    return sum(kinds.get(kind, {}).values())
+def _parsed(line: str) -> Batch:
+    record = json.loads(line)
+    tally = Tally()
+    entries = []
+    for token, kind, name, last in record["done"]:
+        size, reason = (last, "") if isinstance(last, int) else (0, last)
+        outcome = Outcome(kind, name, reason)
+        entries.append(Entry(int(token, 16), outcome, size))
+        tally.add(outcome)
+    for name, counts in record["attributes"].items():
+        for action, count in counts.items():
+            tally.attributes[name, action] += count
+    return Batch(entries, tally)
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
     draft = path.with_name(f"{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)

@@ -12,6 +12,9 @@ import stat
 from pathlib import Path
 from typing import NoReturn
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
 from medsynth.errors import PrivacyError
 
 KEY_BYTES = 32
@@ -47,7 +50,7 @@ class SecretKey:
         """The key in an existing file. Raises PrivacyError if it is missing, open to others or not a key."""
         if not path.is_file():
             raise PrivacyError(f"expected a secret key file, found none at {path}; give the file made at first use")
-        _check_safe(path)
+        check_closed(path, "secret key")
         text = path.read_bytes()
         if not re.fullmatch(rb"[0-9a-f]{%d}\n?" % (2 * KEY_BYTES), text):
             raise PrivacyError(
@@ -81,6 +84,10 @@ class SecretKey:
         weeks = draw - MOST_WEEKS if draw < MOST_WEEKS else draw - MOST_WEEKS + 1
         return 7 * weeks
 
+    def derive(self, purpose: str) -> bytes:
+        """A key of 32 bytes for one purpose alone (HKDF-SHA256, RFC 5869); it says nothing about this one."""
+        return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"medsynth/{purpose}".encode()).derive(self._bytes)
+
     def _digest(self, purpose: str, value: str) -> bytes:
         """HMAC-SHA256 (RFC 2104) of a value, separated by purpose."""
         return hmac.new(self._bytes, f"{purpose}\x1f{value}".encode(), hashlib.sha256).digest()
@@ -96,7 +103,7 @@ def _create(path: Path) -> None:
     """Write a new key so that it is there whole and closed, or not at all; who comes second finds the first one's."""
     with contextlib.suppress(FileExistsError):
         path.parent.mkdir(mode=0o700, parents=True)
-    _check_folder(path.parent)
+    check_folder(path.parent, "secret key")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -110,14 +117,15 @@ def _create(path: Path) -> None:
         draft.unlink()
 
 
-def _check_safe(path: Path) -> None:
-    """Raise PrivacyError unless only its owner can read the key and nobody else can put another in its place."""
-    _check_folder(path.parent)
-    _check_mode(path, "file to be open to its owner only", forbidden=0o077, remedy=0o600)
+def check_closed(path: Path, thing: str) -> None:
+    """Raise PrivacyError unless only its owner can read the `thing` in `path` and nobody else can replace it."""
+    check_folder(path.parent, thing)
+    _check_mode(path, f"{thing}'s file to be open to its owner only", forbidden=0o077, remedy=0o600)
 
 
-def _check_folder(folder: Path) -> None:
-    _check_mode(folder, "folder to be writable by its owner only", forbidden=0o022, remedy=0o700)
+def check_folder(folder: Path, thing: str) -> None:
+    """Raise PrivacyError unless only its owner can put a `thing` into `folder`."""
+    _check_mode(folder, f"{thing}'s folder to be writable by its owner only", forbidden=0o022, remedy=0o700)
 
 
 def _check_mode(path: Path, wanted: str, *, forbidden: int, remedy: int) -> None:
@@ -125,6 +133,4 @@ def _check_mode(path: Path, wanted: str, *, forbidden: int, remedy: int) -> None
         return  # no such permissions there; the user's own folder is closed by the system
     found = stat.S_IMODE(path.stat().st_mode)
     if found & forbidden:
-        raise PrivacyError(
-            f"expected the secret key's {wanted} ({remedy:04o}), found {found:04o}; run: chmod {remedy:o} {path}"
-        )
+        raise PrivacyError(f"expected the {wanted} ({remedy:04o}), found {found:04o}; run: chmod {remedy:o} {path}")

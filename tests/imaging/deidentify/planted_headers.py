@@ -1,4 +1,7 @@
-"""CT and MR datasets with a secret in every kind of place where one has been seen to survive de-identification."""
+"""Images with a secret in every kind of place where one has been seen to survive de-identification.
+
+Four kinds: CT, MR, SC (secondary capture) and ENHANCED (multi-frame MR).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,25 @@ from itertools import count
 
 import numpy as np
 import pydicom
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.tag import BaseTag
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    SecondaryCaptureImageStorage,
+)
 
 SHAPE = (16, 12)
+SOP_CLASSES = {
+    "CT": CTImageStorage,
+    "MR": MRImageStorage,
+    "SC": SecondaryCaptureImageStorage,
+    "ENHANCED": EnhancedMRImageStorage,
+}
 
 
 class Planter:
@@ -44,9 +60,9 @@ class Planter:
 
 
 def plain(modality: str) -> Dataset:
-    """A valid single-frame image with every technical value that must stay."""
+    """A valid image with every technical value that must stay."""
     dataset = Dataset()
-    dataset.SOPClassUID = CTImageStorage if modality == "CT" else MRImageStorage
+    dataset.SOPClassUID = SOP_CLASSES[modality]
     dataset.SOPInstanceUID = "1.2.826.0.1.3680043.99.1.1"
     dataset.StudyInstanceUID = "1.2.826.0.1.3680043.99.1.2"
     dataset.SeriesInstanceUID = "1.2.826.0.1.3680043.99.1.3"
@@ -60,7 +76,7 @@ def plain(modality: str) -> Dataset:
         "0101",
     )
     dataset.AccessionNumber, dataset.ReferringPhysicianName, dataset.StudyID = "ACC-1", "DOC^TOR", "S-1"
-    dataset.Modality, dataset.Manufacturer = modality, "SIEMENS"
+    dataset.Modality, dataset.Manufacturer = {"SC": "OT", "ENHANCED": "MR"}.get(modality, modality), "SIEMENS"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"] if modality == "CT" else ["ORIGINAL", "PRIMARY", "M", "ND"]
     dataset.SeriesNumber, dataset.AcquisitionNumber, dataset.InstanceNumber = 4, 1, 9
     dataset.ImagePositionPatient = [-125.5, -120.25, 60.125]
@@ -69,7 +85,9 @@ def plain(modality: str) -> Dataset:
     dataset.PatientPosition, dataset.BodyPartExamined = "HFS", "CHEST"
     dataset.RescaleIntercept, dataset.RescaleSlope = -1024, 1
     dataset.WindowCenter, dataset.WindowWidth = [40, 300], [300, 1500]
-    if modality == "CT":
+    if modality == "SC":
+        dataset.ConversionType = "WSD"
+    elif modality == "CT":
         dataset.KVP, dataset.RescaleType, dataset.ConvolutionKernel = "120", "HU", "Br38f"
         dataset.GantryDetectorTilt, dataset.XRayTubeCurrent, dataset.SpiralPitchFactor = 18.5, 210, 0.8
     else:
@@ -81,6 +99,9 @@ def plain(modality: str) -> Dataset:
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
     dataset.PixelData = np.arange(np.prod(SHAPE), dtype="<u2").tobytes()
     dataset["PixelData"].VR = "OW"
+    if modality == "ENHANCED":
+        dataset.NumberOfFrames, dataset.PixelData = 2, dataset.PixelData * 2
+        dataset.PerFrameFunctionalGroupsSequence = [_frame(0), _frame(1)]
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -88,7 +109,21 @@ def plain(modality: str) -> Dataset:
     return dataset
 
 
+def _frame(place: int) -> Dataset:
+    position, content, frame = Dataset(), Dataset(), Dataset()
+    position.ImagePositionPatient = [0, 0, 2.5 * place]
+    content.FrameAcquisitionDateTime, content.StackID, content.DimensionIndexValues = (
+        "20190405101500",
+        "1",
+        [1, place + 1],
+    )
+    frame.PlanePositionSequence, frame.FrameContentSequence = [position], [content]
+    return frame
+
+
 KEPT = {
+    "SC": ["ConversionType"],
+    "ENHANCED": ["EchoTrainLength", "MagneticFieldStrength", "NumberOfFrames"],
     "CT": ["KVP", "RescaleType", "ConvolutionKernel", "GantryDetectorTilt", "XRayTubeCurrent", "SpiralPitchFactor"],
     "MR": ["EchoTime", "RepetitionTime", "FlipAngle", "EchoTrainLength", "ScanningSequence", "SequenceVariant",
            "ScanOptions", "MRAcquisitionType", "MagneticFieldStrength", "SequenceName"],
@@ -110,6 +145,10 @@ def planted(modality: str) -> tuple[Dataset, dict[str, bytes]]:
     _private(dataset, plant)
     _unknown(dataset, plant)
     _graphics(dataset, plant)
+    _by_option(dataset, plant)
+    _every_text_vr_deep(dataset, plant)
+    if modality == "ENHANCED":
+        _in_frames(dataset, plant)
     dataset.file_meta.SourceApplicationEntityTitle = plant.word("file meta AE title")
     dataset.file_meta.ImplementationVersionName = plant.word("file meta implementation")
     dataset.file_meta.PrivateInformationCreatorUID = plant.uid("file meta private creator")
@@ -172,6 +211,92 @@ def _free_text(dataset: Dataset, plant: Planter) -> None:
     dataset.WindowCenterWidthExplanation = ["WINDOW1", plant.word("LO WindowCenterWidthExplanation")]
     number = DataElement(0x00181041, "LO", plant.word("text under a number's tag, ContrastBolusVolume"))
     dataset[0x00181041] = number
+
+
+def _by_option(dataset: Dataset, plant: Planter) -> None:
+    """What one of the profile's options keeps or cleans."""
+    dataset.EthnicGroup = plant.word("SH EthnicGroup")
+    dataset.Allergies = plant.word("LO Allergies")
+    dataset.PatientState = plant.word("LO PatientState")
+    dataset.AdditionalPatientHistory = plant.word("LT AdditionalPatientHistory")
+    dataset.Occupation = plant.word("SH Occupation")
+    dataset.SmokingStatus = plant.word("CS SmokingStatus, kept if known")
+    dataset.PerformedStationAETitle = plant.word("AE PerformedStationAETitle")
+    dataset.DetectorID = plant.word("SH DetectorID, in no module of the image")
+    device = Dataset()
+    device.UniqueDeviceIdentifier = plant.word("UT UniqueDeviceIdentifier")
+    device.DeviceDescription = plant.word("LO DeviceDescription")
+    device.ImageComments = plant.word("comment inside a device's item")
+    dataset.UDISequence = [device]
+    dataset.DeviceUID = plant.uid("DeviceUID")
+    dataset.InstitutionalDepartmentName = plant.word("LO InstitutionalDepartmentName")
+    dataset.ClinicalTrialSiteName = plant.word("LO ClinicalTrialSiteName")
+    site = _code(plant.word("site code"), "99SITES", plant.word("meaning of a site code"))
+    site.ImageComments = plant.word("comment inside a site code")
+    dataset.InstitutionCodeSequence = [site]
+    dataset.SeriesDate = plant.date("SeriesDate")
+    dataset.InstanceCreationDate = plant.date("InstanceCreationDate, newer than the option columns")
+    dataset.DateOfLastCalibration = [plant.date("DateOfLastCalibration 1"), plant.date("DateOfLastCalibration 2")]
+    dataset.PatientBirthTime = "031415"
+    _add_bytes(dataset, 0x00080032, "TM", plant.word("words under a time").encode() + b" ")
+    _add_bytes(dataset, 0x00080024, "DA", plant.word("words under a date, OverlayDate").encode() + b" ")
+    heard, named = Dataset(), Dataset()
+    heard.ValueType, heard.TextValue = "TEXT", plant.word("text of a content item")
+    heard.ConceptNameCodeSequence = [_code("364075005", "SCT", plant.word("meaning of a concept"))]
+    named.ValueType, named.PersonName = "PNAME", plant.word("name in a content item")
+    named.ConceptNameCodeSequence = [_code("109054", "DCM", "Patient State")]
+    dataset.AcquisitionContextSequence = [heard, named]
+    safe = dataset.private_block(0x0019, "SIEMENS MR HEADER", create=True)
+    safe.add_new(0x0C, "LO", plant.word("text under a safe private number"))
+    safe.add_new(0x0D, "CS", plant.word("unknown term of a safe private attribute"))
+    safe.add_new(0x27, "UN", plant.word("bytes under a safe private number").encode()[:8])
+    safe.add_new(0x50, "LO", plant.word("private text beside safe ones"))
+    plant.secrets["bytes under a safe private number"] = safe[0x27].value[:8]
+
+
+TEXT_VRS = {
+    "AE": 0x00080055, "CS": 0x00281300, "LO": 0x00400007, "LT": 0x00204000, "PN": 0x00081050, "SH": 0x00401001,
+    "ST": 0x00080081, "UC": 0x00100212, "UI": 0x00083010, "UR": 0x00080120, "UT": 0x0040A160,
+}  # fmt: skip
+"""An attribute of each VR that can hold words."""
+
+
+def _every_text_vr_deep(dataset: Dataset, plant: Planter) -> None:
+    """One, two and three sequences deep, in sequences that the profile cleans, keeps, or has never heard of."""
+    outer = dataset.RequestAttributesSequence[0]
+    middle = outer.ReferencedStudySequence[0]
+    places = {
+        "one deep": outer,
+        "two deep": middle,
+        "three deep": middle.RequestAttributesSequence[0],
+        "in contributing equipment": dataset.ContributingEquipmentSequence[0],
+    }
+    for place, item in places.items():
+        for vr, tag in TEXT_VRS.items():
+            item.add_new(tag, vr, plant.uid(f"{vr} {place}") if vr == "UI" else plant.word(f"{vr} {place}"))
+        item.add_new(0x60000022, "LO", plant.word(f"overlay description {place}"))
+        block = item.private_block(0x0033, plant.word(f"private creator {place}"), create=True)
+        block.add_new(0x01, "LO", plant.word(f"private text {place}"))
+
+
+def _in_frames(dataset: Dataset, plant: Planter) -> None:
+    frame = dataset.PerFrameFunctionalGroupsSequence[1]
+    frame.FrameContentSequence[0].FrameComments = plant.word("LT FrameComments")
+    frame.FrameContentSequence[0].FrameLabel = plant.word("LO FrameLabel")
+    frame.FrameContentSequence[0].FrameReferenceDateTime = plant.date("FrameReferenceDateTime") + "101112"
+    frame.private_block(0x0021, plant.word("private creator in a frame"), create=True).add_new(
+        0x01, "LO", plant.word("private text in a frame")
+    )
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = MRImageStorage, plant.uid("UID in a frame")
+    reference.PurposeOfReferenceCodeSequence = [_code("121311", "DCM", plant.word("meaning in a frame"))]
+    frame.ReferencedImageSequence = [reference]
+
+
+def _add_bytes(dataset: Dataset, number: int, vr: str, value: bytes) -> None:
+    """As a file has it that was not written by pydicom, which would decode or refuse it."""
+    tag = BaseTag(number)
+    dataset[tag] = RawDataElement(tag, vr, len(value), value, 0, is_implicit_VR=False, is_little_endian=True)
 
 
 def _code(value: str, scheme: str, meaning: str) -> Dataset:
@@ -253,6 +378,12 @@ def _private(dataset: Dataset, plant: Planter) -> None:
 def _unknown(dataset: Dataset, plant: Planter) -> None:
     dataset.add_new(0x00105555, "UN", plant.word("unknown public tag").encode())
     dataset.add_new(0x00285559, "LO", plant.word("unknown public tag with a VR"))
+    dataset.add_new(0x00181008, "UN", plant.word("UN under a known tag, GantryID").encode())
+    dataset.add_new(0x00181004, "UN", plant.word("UN under a known tag, PlateID").encode())
+    secret = plant.uid("in a known sequence of VR UN").encode().ljust(36, b"\0")
+    item = b"\x08\0\x55\x11" + len(secret).to_bytes(4, "little") + secret
+    item = b"\xfe\xff\0\xe0" + len(item).to_bytes(4, "little") + item
+    _add_bytes(dataset, 0x00081111, "UN", item)
     dataset.add_new(0xFFFCFFFC, "OB", plant.word("trailing padding").encode())
 
 

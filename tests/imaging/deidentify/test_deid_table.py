@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from collections.abc import Iterator
 
 import pytest
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VR, keyword_for_tag
 
 from medsynth.imaging.deidentify import build_table
-from medsynth.imaging.deidentify.table import Rules, load_table, resolve
+from medsynth.imaging.deidentify.options import ACTIONS, OPTIONS, WHEN, action_under
+from medsynth.imaging.deidentify.table import Rule, Rules, load_table, resolve
 
 TABLE = load_table()
+WITHOUT_FULL_DATES = frozenset(OPTIONS) - {"retain_full_dates"}
+WITHOUT_MODIFIED_DATES = frozenset(OPTIONS) - {"retain_modified_dates"}
+
+
+def every_rule(options: frozenset[str]) -> Iterator[Rule]:
+    """At every depth of every kind of object."""
+
+    def walk(rules: Rules) -> Iterator[Rule]:
+        for rule in rules.values():
+            yield rule
+            yield from walk(rule.items or {})
+
+    for sop_class in TABLE.sop_classes:
+        yield from walk(TABLE.rules_for(sop_class, options))
 
 
 def test_committed_table_is_what_its_sources_give() -> None:
@@ -111,3 +128,101 @@ def test_patient_characteristics_are_not_kept() -> None:
             "PatientOrientation",
             "PatientSupportAngle",
         }
+
+
+def test_option_columns_are_those_of_the_standard_and_dates_and_uids_that_are_newer() -> None:
+    standard = build_table.installed_standard()
+    if not standard.is_dir():
+        pytest.skip("dicom-standard is not installed; it holds the option columns of PS3.15")
+    rows = json.loads((standard / "confidentiality_profile_attributes.json").read_text())
+    published = {row["id"].upper().replace("X", "x"): row for row in rows}
+    for option, column in build_table.OPTION_COLUMNS.items():
+        ours = TABLE.options[option]
+        theirs = {tag: row[column] for tag, row in published.items() if row.get(column) in {"K", "C"}}
+        assert {tag: code for tag, code in ours.items() if tag in theirs} == theirs
+        for tag in ours.keys() - theirs.keys():
+            vr, keyword = dictionary_VR(int(tag, 16)), keyword_for_tag(int(tag, 16))
+            if keyword in build_table.DEVICE_TEXT:
+                assert option == "retain_device_identity"
+            else:
+                assert tag not in published
+                assert vr in (WHEN if "dates" in option else {"UI"})
+
+
+def test_rows_newer_than_the_option_columns_stay_under_the_basic_action() -> None:
+    rules = TABLE.rules_for("1.2.840.10008.5.1.4.1.1.7", frozenset(OPTIONS) - {"retain_full_dates"})
+    basic = TABLE.rules_for("1.2.840.10008.5.1.4.1.1.7")
+    for keyword in (
+        "SecondaryCaptureDeviceID",
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "AccessionNumber",
+        "StudyID",
+    ):
+        found, before = (next(rule for rule in one.values() if rule.keyword == keyword) for one in (rules, basic))
+        assert found.action == before.action in {"X", "Z"}
+    assert all("00080106" not in tags and "0072005F" not in tags for tags in TABLE.options.values())
+
+
+@pytest.mark.parametrize("options", [frozenset(), WITHOUT_FULL_DATES, WITHOUT_MODIFIED_DATES])
+def test_each_attribute_at_each_depth_has_one_known_action(options: frozenset[str]) -> None:
+    for rule in every_rule(options):
+        assert rule.action in ACTIONS, rule.keyword
+        if rule.action == "S":
+            assert rule.items
+        if rule.action in {"CODE", "RCODE", "T"}:
+            assert rule.vrs == ("SQ",)
+
+
+@pytest.mark.parametrize("options", [WITHOUT_FULL_DATES, WITHOUT_MODIFIED_DATES])
+def test_no_option_lets_names_or_undeclared_or_bulk_values_out(options: frozenset[str]) -> None:
+    for rule in every_rule(options):
+        if set(rule.vrs) & {"PN", "UN"}:
+            assert rule.action in {"X", "Z", "D"}, rule.keyword
+        if "OB" in rule.vrs and rule.action not in {"X", "Z", "D"}:
+            assert rule.keyword == "PixelData"
+
+
+def test_modified_dates_leave_no_date_as_it_was() -> None:
+    for rule in every_rule(WITHOUT_FULL_DATES):
+        if set(rule.vrs) & {"DA", "DT"}:
+            assert rule.action in {"X", "Z", "D", "M"}, rule.keyword
+
+
+def test_an_option_changes_only_what_it_names() -> None:
+    for option in OPTIONS:
+        named = TABLE.options.get(option, {})
+        for sop_class in TABLE.sop_classes:
+            basic, under = TABLE.rules_for(sop_class), TABLE.rules_for(sop_class, {option})
+            for tag, rule in under.items():
+                if f"{tag:08X}" not in named and not (option == "retain_uids" and rule.vrs == ("UI",)):
+                    assert rule.action == basic[tag].action, rule.keyword
+
+
+@pytest.mark.parametrize(
+    ("answers", "vr", "terms", "items", "action"),
+    [
+        ([], "LO", False, False, None),
+        ([("clean_descriptors", "C")], "LO", False, False, "W"),
+        ([("clean_descriptors", "C")], "SQ", False, True, "S"),
+        ([("clean_descriptors", "C")], "SQ", False, False, "CODE"),
+        ([("clean_descriptors", "C")], "PN", False, False, None),
+        ([("retain_modified_dates", "C")], "DA", False, False, "M"),
+        ([("retain_modified_dates", "C")], "TM", False, False, "R"),
+        ([("retain_modified_dates", "C")], "SH", False, False, None),
+        ([("retain_full_dates", "K")], "SH", False, False, "R"),
+        ([("clean_descriptors", "C"), ("retain_device_identity", "K")], "LO", False, False, "R"),
+        ([("retain_patient_characteristics", "K")], "AS", False, False, "A"),
+        ([("retain_patient_characteristics", "K")], "CS", True, False, "C"),
+        ([("retain_patient_characteristics", "K")], "DS", False, False, "K"),
+        ([("retain_institution_identity", "K")], "SQ", False, False, "RCODE"),
+        ([("retain_device_identity", "K")], "OB", False, False, None),
+        ([("clean_structured_content", "C")], "SQ", False, True, "T"),
+        ([("clean_graphics", "C")], "OW", False, False, None),
+    ],
+)
+def test_options_resolve_by_representation(
+    answers: list[tuple[str, str]], vr: str, terms: bool, items: bool, action: str | None
+) -> None:
+    assert action_under(answers, vr, has_terms=terms, has_items=items) == action
