@@ -151,16 +151,18 @@ class FlowObjective(Settings):
 
 
 class DiffusionObjective(Settings):
-    """Variance-preserving diffusion: predict the noise, v (Salimans 2022) or the clean latent."""
+    """Variance-preserving diffusion: predict the noise, v (Salimans 2022), the clean latent or the score (Song 2021)."""
 
-    kind: Literal["epsilon", "v", "x0"]
-    schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"
+    kind: Literal["epsilon", "v", "x0", "score"]
+    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid"] = "scaled_linear"
     zero_terminal_snr: bool = False
+    weighting: Literal["auto", "uniform", "min_snr"] = "auto"
+    """Of the loss over noise levels: as the kind's paper has it, the plain error of the prediction, or min-SNR (Hang 2023)."""
 
     @model_validator(mode="after")
     def _learnable(self) -> DiffusionObjective:
-        if self.zero_terminal_snr and self.kind == "epsilon":
-            raise ValueError("zero_terminal_snr leaves nothing to learn for epsilon at the last step; use v or x0")
+        if self.zero_terminal_snr and self.kind in ("epsilon", "score"):
+            raise ValueError(f"zero_terminal_snr leaves nothing to learn for {self.kind} at the last step; use v or x0")
         return self
 
 

@@ -8,6 +8,7 @@ only maps tensors. With cos and sin those of the noise angle, u the flow's veloc
     epsilon   noise                    (x - sin noise) / cos
     v         cos noise - sin x0       cos x - sin v
     x0        x0                       x0
+    score     -noise / sin             (x + sin^2 score) / cos
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from medsynth.diffusion.angle import NOISE, from_alpha_bar, mix, per_sample, to_
 TRAINING_LEVELS = 1000
 BASE_VOXELS = 1024
 """Latent size at which flow times are not shifted: the 32 x 32 latents of the base resolution of Esser 2024."""
+HIGHEST_RATIO = 5.0
+"""Signal-to-noise ratio beyond which a level counts no more (Hang 2023, section 3.4)."""
 EPSILON_LIMIT = math.atan(100.0)
 """Beyond this angle x holds less than a hundredth of the clean latent, and noise predictions say nothing about it."""
 
@@ -37,7 +40,8 @@ def alpha_bars(schedule: str, zero_terminal_snr: bool) -> Tensor:
     """Signal powers of a discrete schedule, [1000] float64, falling.
 
     linear: Ho 2020, section 4. scaled_linear: linear in sqrt(beta), Rombach 2022. cosine: Nichol 2021, eq. 17.
-    With `zero_terminal_snr`, shifted and scaled so that the last is 0 and the first stays (Lin 2023, algorithm 1).
+    sigmoid: betas along a logistic curve from -6 to 6, Xu 2022 (GeoDiff). With `zero_terminal_snr`, shifted and scaled
+    so that the last is 0 and the first stays (Lin 2023, algorithm 1).
     """
     steps = torch.arange(TRAINING_LEVELS, dtype=torch.float64) / (TRAINING_LEVELS - 1)
     match schedule:
@@ -50,8 +54,10 @@ def alpha_bars(schedule: str, zero_terminal_snr: bool) -> Tensor:
             edges = torch.arange(TRAINING_LEVELS + 1, dtype=torch.float64) / TRAINING_LEVELS
             powers = torch.cos((edges + 0.008) / 1.008 * NOISE) ** 2
             betas = (1 - powers[1:] / powers[:-1]).clamp_max(0.999)
+        case "sigmoid":
+            betas = 1e-4 + torch.sigmoid(12 * steps - 6) * (2e-2 - 1e-4)
         case _:
-            raise ValueError(f"expected the schedule linear, scaled_linear or cosine, found {schedule!r}")
+            raise ValueError(f"expected the schedule linear, scaled_linear, cosine or sigmoid, found {schedule!r}")
     powers = torch.cumprod(1 - betas, 0)
     if zero_terminal_snr:
         roots = powers.sqrt()
@@ -77,7 +83,7 @@ class Objective:
             self._table = np.array([0.0, NOISE])
         else:
             table = from_alpha_bar(alpha_bars(settings.schedule, settings.zero_terminal_snr))
-            if settings.kind == "epsilon":
+            if settings.kind in ("epsilon", "score"):
                 table = table[table <= EPSILON_LIMIT]
             self._table = table.numpy()
 
@@ -142,6 +148,8 @@ class Objective:
                 return cos * noise - sin * x0
             case "x0":
                 return x0
+            case "score":
+                return -noise / _cos_sin(angle, x0)[1]
 
     def clean(self, prediction: Tensor, x: Tensor, angle: Tensor) -> Tensor:
         """The clean latent from the network's answer at x. prediction, x: [B, ...]; angle: [B] that training reached."""
@@ -155,17 +163,35 @@ class Objective:
                 return cos * x - sin * prediction
             case "x0":
                 return prediction
+            case "score":
+                return (x + sin**2 * prediction) / cos
 
     def weight(self, angle: Tensor) -> Tensor:
-        """Weight of the squared error, [B].
+        """Weight of the squared error of the prediction, [B].
 
-        1 for flow, epsilon and v. For x0 the signal-to-noise ratio kept within 1 (truncated SNR, Salimans 2022) and
-        5 (min-SNR, Hang 2023): unweighted, fine detail at low noise would hardly count.
+        `auto`: 1 for flow, epsilon and v; for the score sin^2, with which every level counts alike (Song 2021, eq. 7);
+        for x0 the signal-to-noise ratio kept within 1 (truncated SNR, Salimans 2022) and 5: unweighted, fine detail at
+        low noise would hardly count. `min_snr`: the error of the clean latent counts as the ratio, but at most 5
+        (Hang 2023, eq. 8), said in terms of whatever is predicted.
         """
-        if self.kind != "x0":
+        weighting = "auto" if isinstance(self.settings, FlowObjective) else self.settings.weighting
+        if weighting == "uniform" or (weighting == "auto" and self.kind in ("flow", "epsilon", "v")):
             return torch.ones_like(angle)
         power = to_alpha_bar(angle)
-        return (power / (1 - power).clamp_min(1e-8)).clamp(1.0, 5.0)
+        noise_power = (1 - power).clamp_min(1e-8)
+        ratio = power / noise_power
+        if weighting == "auto":
+            return noise_power if self.kind == "score" else ratio.clamp(1.0, HIGHEST_RATIO)
+        clipped = ratio.clamp_max(HIGHEST_RATIO)
+        match self.kind:
+            case "epsilon":
+                return clipped / ratio
+            case "v":
+                return clipped / (ratio + 1)
+            case "score":
+                return clipped / ratio * noise_power
+            case _:
+                return clipped
 
 
 def _cos_sin(angle: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from pydantic import ValidationError
 from scipy import stats
@@ -18,10 +18,10 @@ OBJECTIVES = [
     {"kind": "flow", "shift": 3.0, "logit_mean": 0.2},
     *(
         {"kind": kind, "schedule": schedule, "zero_terminal_snr": zero}
-        for kind in ("epsilon", "v", "x0")
-        for schedule in ("linear", "scaled_linear", "cosine")
+        for kind in ("epsilon", "v", "x0", "score")
+        for schedule in ("linear", "scaled_linear", "cosine", "sigmoid")
         for zero in (False, True)
-        if not (kind == "epsilon" and zero)
+        if not (kind in ("epsilon", "score") and zero)
     ),
 ]
 
@@ -57,11 +57,12 @@ def test_v_is_the_derivative_by_the_angle_and_flow_the_derivative_by_time():
         ("linear", {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 2e-2}),
         ("scaled_linear", {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 1.2e-2}),
         ("cosine", {"beta_schedule": "squaredcos_cap_v2"}),
+        ("sigmoid", {"beta_schedule": "sigmoid", "beta_start": 1e-4, "beta_end": 2e-2}),
     ],
 )
 @pytest.mark.parametrize("zero", [False, True])
 def test_schedules_agree_with_diffusers(ours, theirs, zero):
-    reference = DDIMScheduler(**theirs, rescale_betas_zero_snr=zero).alphas_cumprod.double()
+    reference = DDPMScheduler(**theirs, rescale_betas_zero_snr=zero).alphas_cumprod.double()
     found = alpha_bars(ours, zero)
     torch.testing.assert_close(found, reference, rtol=2e-3, atol=2e-7)  # the reference accumulates in float32
     assert bool((found[1:] < found[:-1]).all())
@@ -99,7 +100,7 @@ def test_shift_is_what_the_flow_scheduler_of_diffusers_calls_shift():
     )
 
 
-@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine", "sigmoid"])
 def test_diffusion_angles_are_even_over_the_schedule(schedule):
     objective = Objective(DiffusionObjective(kind="v", schedule=schedule))
     angles = objective.sample_angles(20_000, torch.Generator().manual_seed(0), 100).double()
@@ -129,7 +130,7 @@ def test_weights():
 
 def test_an_objective_that_is_none_is_refused():
     with pytest.raises(ValidationError):
-        Objective({"kind": "score"})
+        Objective({"kind": "energy"})
     with pytest.raises(ValidationError):
         Objective({"kind": "epsilon", "zero_terminal_snr": True})
 
@@ -174,3 +175,28 @@ def test_denoiser_keeps_to_trained_angles_and_to_the_type_of_its_weights():
     assert angle.tolist() == pytest.approx([objective.lowest, objective.highest])
     assert list(conditions) == ["a"]
     assert bool(clean.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v", "x0", "score"])
+def test_min_snr_weighs_the_error_of_the_clean_latent_alike_whatever_is_predicted(kind):
+    """The same mistake in the clean latent costs the same: min(ratio, 5) times its square."""
+    objective = Objective({"kind": kind, "weighting": "min_snr"})
+    angle = torch.tensor([0.1, 0.4, 0.8, 1.3], dtype=torch.float64)
+    x0, noise = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = mix(x0, noise, angle)
+    target = objective.target(x0, noise, angle)
+    mistake = objective.clean(target + 0.01, x, angle) - x0
+    cost = objective.weight(angle) * 0.01**2
+    ratio = to_alpha_bar(angle) / (1 - to_alpha_bar(angle))
+    torch.testing.assert_close(cost, ratio.clamp_max(5) * mistake.square().mean(1))
+
+
+def test_the_score_is_the_slope_of_the_log_density_of_noisy_data():
+    """For a single clean value the density of x is a Gaussian, whose score is known."""
+    angle = torch.tensor([0.7], dtype=torch.float64)
+    x0, noise = torch.tensor([[0.4]], dtype=torch.float64), torch.tensor([[-0.9]], dtype=torch.float64)
+    x = mix(x0, noise, angle).requires_grad_()
+    density = torch.distributions.Normal(torch.cos(angle) * 0.4, torch.sin(angle))
+    (slope,) = torch.autograd.grad(density.log_prob(x).sum(), x)
+    torch.testing.assert_close(Objective({"kind": "score"}).target(x0, noise, angle), slope)
+    torch.testing.assert_close(Objective({"kind": "score"}).weight(angle), torch.sin(angle) ** 2)

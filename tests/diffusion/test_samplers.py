@@ -271,7 +271,7 @@ class ExactNetwork(torch.nn.Module):
         return self.objective.target(clean, noise, angle)
 
 
-@pytest.mark.parametrize("kind", ["flow", "epsilon", "v", "x0"])
+@pytest.mark.parametrize("kind", ["flow", "epsilon", "v", "x0", "score"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_runs_on_every_objective(kind, sampler):
     """The mean is off by what the schedule leaves of the data at its noisiest level (up to 3.5 %: Lin 2023)."""
