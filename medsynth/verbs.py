@@ -57,7 +57,7 @@ def scrubbed(pipeline: Pipeline) -> dict[str, Any]:
     """The resolved settings without any path of the user's disk."""
     settings = pipeline.model_dump(mode="json", by_alias=True)
     settings["workspace"] = None
-    settings["prepare"]["key_file"] = None
+    settings["prepare"]["key_file"] = settings["prepare"]["linking_table"] = None
     settings["deidentify"]["regions"] = settings["deidentify"]["face_command"] = None
     for key in ("csv", "root", "images", "masks", "npz"):
         if settings["cohort"].get(key) is not None:

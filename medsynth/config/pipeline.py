@@ -33,6 +33,7 @@ RESERVED = frozenset(
         "guidance",
         "intensity_low",
         "intensity_high",
+        "resampled",
     ]
 )
 """Columns of the manifest that a condition's name must leave alone."""

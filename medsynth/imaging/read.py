@@ -106,4 +106,5 @@ def read_mask(path: Path, like: Scan) -> Scan:
         raise GeometryError(
             f"expected a mask on the scan's grid, found it up to {distance:.3g} mm away; resample it to the scan's grid"
         )
-    return turned
+    # The scan's own grid from here on: a rounding error between two affines can decide by how many voxels each is resampled.
+    return make_scan(turned.as_tensor(), affine_of(like), modality="", unit="")

@@ -10,6 +10,7 @@ import torch
 from dicom_series import rotation
 
 from medsynth.errors import DataError, GeometryError, UnreadableError
+from medsynth.imaging.grid import resample
 from medsynth.imaging.nifti import read_nifti, write_nifti
 from medsynth.imaging.read import read_mask
 from medsynth.imaging.scan import affine_of, make_scan
@@ -253,6 +254,16 @@ def test_a_mask_in_another_axis_order_is_turned_voxel_for_voxel(tmp_path):
     assert mask.dtype == torch.uint8
     assert np.array_equal(np.asarray(mask)[0], labels)
     assert np.allclose(affine_of(mask), affine, atol=1e-5)
+
+
+def test_a_mask_whose_spacing_differs_by_a_rounding_error_is_resampled_to_the_same_grid(tmp_path):
+    """5 voxels of 0.7 mm at 1 mm are 3.5, of which one affine's error makes 3 and the other's 4."""
+    scan = make_scan(volume(np.int16), np.diag([0.7 * (1 - 1e-7), 0.7, 0.7, 1.0]), modality="CT", unit="HU")
+    labels = np.zeros((5, 6, 4), np.uint8)
+    mask = read_mask(save(tmp_path / "mask.nii", labels, np.diag([0.7 * (1 + 1e-7), 0.7, 0.7, 1.0])), scan)
+    image, resampled = resample(scan, (1.0, 1.0, 1.0), "linear"), resample(mask, (1.0, 1.0, 1.0), "nearest")
+    assert image.shape == resampled.shape
+    assert np.array_equal(affine_of(image), affine_of(resampled))
 
 
 def test_masks_on_another_grid_are_refused(tmp_path):

@@ -22,6 +22,7 @@ pytestmark = [
 
 DICOM = """\
 name: mixed
+deidentify: {accept_faces: true}
 cohort: {kind: csv, csv: cohort.csv}
 prepare:
   spacing_mm: [3, 3, 3]
@@ -68,6 +69,26 @@ def test_ct_and_mr_come_through_and_the_irregular_series_is_refused_with_its_rea
     mr = nibabel.load(tmp_path / "w" / "prepare" / found["MR"]["image"])
     assert mr.shape == (128, 128, 96)
     assert nibabel.aff2axcodes(mr.affine) == ("R", "A", "S")
+
+
+def test_the_irregular_series_is_resampled_where_that_is_asked_for_and_the_manifest_says_so(tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_text(f"patient,image,split\np1,{DATA / 'dicom' / 'ct_head_irregular'},train\n")
+    (tmp_path / "mixed.yaml").write_text(DICOM)
+    assert prepare(str(tmp_path / "mixed.yaml"), tmp_path / "w", "--set", "prepare.irregular=resample") == 0
+    (row,) = rows(tmp_path / "w" / "prepare" / "manifest.csv")
+    assert "18.5 degrees" in row["resampled"]
+
+
+def test_heads_are_left_out_unless_faces_are_accepted(tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_text(
+        "patient,image,split\n"
+        f"p1,{DATA / 'dicom' / 'ct_abdomen_j2k'},train\np2,{DATA / 'dicom' / 'mr_t1_head'},train\n"
+    )
+    (tmp_path / "mixed.yaml").write_text(DICOM)
+    assert prepare(str(tmp_path / "mixed.yaml"), tmp_path / "w", "--set", "deidentify.accept_faces=false") == 3
+    (refused,) = rows(tmp_path / "w" / "prepare" / "left_out.csv")
+    assert refused["row"] == "3"
+    assert "face" in refused["reason"]
 
 
 def test_a_hu_window_refuses_the_mr_series(tmp_path: Path) -> None:
