@@ -84,9 +84,10 @@ def measure(name: str, options: Sequence[str], files: list[corpus.File], out: Pa
     chosen = set(options)
     against = [one for one in verdict.leaked if not one.place.allowed & chosen]
     by_option = [one for one in against if one.place.allowed]
-    by_group: dict[str, list[str]] = {}
+    by_group: dict[str, dict[str, str]] = {}
     for one in against:
-        by_group.setdefault(one.place.group, []).append(f"{one.kind} / {one.place.name}")
+        kinds = by_group.setdefault(one.place.group, {})
+        kinds[one.place.name] = ", ".join(filter(None, [kinds.get(one.place.name), one.kind]))
     places = {(one.place.group, one.place.name) for one in against}
     expected = kept.look(out)
     return {

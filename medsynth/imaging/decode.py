@@ -53,20 +53,23 @@ def read_whole(path: Path, which: str) -> Dataset:
 def stored_frames(dataset: Dataset, frames: Iterable[int], which: str) -> Iterator[NDArray]:
     """Stored values [rows, columns] of the frames, one after the other. Raises UnreadableError."""
     wanted = list(frames)
+    plugin = PLUGINS.get(text(dataset.file_meta, SYNTAX), "")
+    damaged = UnreadableError(f"the pixels of {which} are missing, cut short or damaged; export the series again")
     try:
         native = _native(dataset)
         if native is not None:
             yield from native[wanted] if len(native) > 1 else native
+        elif len(wanted) == 1:
+            yield np.asarray(pixel_array(dataset, index=wanted[0], raw=True, decoding_plugin=plugin))
         else:
-            plugin = PLUGINS.get(text(dataset.file_meta, SYNTAX), "")
-            if len(wanted) == 1:
-                yield np.asarray(pixel_array(dataset, index=wanted[0], raw=True, decoding_plugin=plugin))
-            else:
-                yield from iter_pixels(dataset, raw=True, indices=wanted, decoding_plugin=plugin)
+            yield from iter_pixels(dataset, raw=True, indices=wanted, decoding_plugin=plugin)
     except DECODE_ERRORS:
-        raise UnreadableError(
-            f"the pixels of {which} are missing, cut short or damaged; export the series again"
-        ) from None
+        raise damaged from None
+    except BaseException as error:
+        # The RLE decoder is written in Rust and ends in a panic, which is no Exception and has no name to import.
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise damaged from None
 
 
 def _native(dataset: Dataset) -> NDArray | None:

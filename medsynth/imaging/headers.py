@@ -183,7 +183,9 @@ def _fault(sop_class: str, syntax: str, dataset: Dataset) -> Fault | None:
         words = f"no decoder is installed for {name}; export the series uncompressed or as JPEG 2000, RLE or JPEG-LS"
         return Fault(6, UnreadableError, words)
     if syntax == f"{JPEG}51" and whole(dataset, BITS_STORED, 0) != 8:
-        words = "no free decoder is right for JPEG Extended of 12 bits; export the series as JPEG lossless or uncompressed"
+        words = (
+            "no free decoder is right for JPEG Extended of 12 bits; export the series as JPEG lossless or uncompressed"
+        )
         return Fault(6, UnreadableError, words)
     return None
 

@@ -26,7 +26,9 @@ COLUMNS = (
     *("modality", "description", "shape", "spacing_mm", "slices", "usable", "reason", "notes"),
 )
 LONE_MASK = "it looks like a mask, and no single image has its name; put it into the column `mask` of its image"
-OTHER_GRID = "it looks like a mask, but has another size than the image of its name; put it into the column `mask` of its image"
+OTHER_GRID = (
+    "it looks like a mask, but has another size than the image of its name; put it into the column `mask` of its image"
+)
 
 
 @dataclass(frozen=True)

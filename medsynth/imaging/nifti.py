@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel import imageglobals
+from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError

@@ -76,6 +76,7 @@ class Caller:
             if attempt == HANG_UPS or not hung_up or time.monotonic() - begin >= self._timeout_s:
                 raise error
         self._has_answered = True
+        _keep_answers(found)
         try:
             yield found
         except BaseException:
@@ -173,6 +174,20 @@ class _TellingSocket(ssl.SSLSocket):
         except OSError as error:
             _TellingSocket.trouble = error
             raise
+
+
+def _keep_answers(association: Association) -> None:
+    """Keep pynetdicom's own loop from taking messages that a request of ours waits for.
+
+    It pauses while a request is under way, but looks for messages once more if it was about to: where threads have to wait
+    for a processor, an answer is lost now and then, and with it a study.
+    """
+    wait_for_message = association.dimse.get_msg
+
+    def get_msg(block: bool = False) -> Any:
+        return wait_for_message(block=True) if block else (None, None)
+
+    association.dimse.get_msg = get_msg
 
 
 def without_delay() -> list[Any]:

@@ -64,10 +64,14 @@ def _no_images() -> Iterator[Fault]:
     def no_pixels(dataset: Dataset, place: int) -> None:
         del dataset.PixelData
 
-    yield Fault("No such folder", CLEAN, lambda root: None, 2, "expected a folder", NOTHING)
-    yield Fault("Empty folder", CLEAN, folder, 3, "holds no file", NOTHING)
-    yield Fault("A text file named .dcm, alone", CLEAN, text, 3, "no DICOM file", NOTHING)
-    yield Fault("A zip file named .dcm, alone", CLEAN, zipped, 3, "no DICOM file", NOTHING)
+    yield Fault("No such folder", CLEAN, lambda root: None, 2, "expected a folder to de-identify, found none", NOTHING)
+    yield Fault("Empty folder", CLEAN, folder, 3, "found none to write among 0: the folder holds no file", NOTHING)
+    yield Fault(
+        "A text file named .dcm, alone", CLEAN, text, 3, "found none to write among 1: … no DICOM file", NOTHING
+    )
+    yield Fault(
+        "A zip file named .dcm, alone", CLEAN, zipped, 3, "found none to write among 1: … no DICOM file", NOTHING
+    )
     ends = "1 of 6 files were left out as damaged, …: … ends before its pixels do"
     yield Fault("One file ends within its pixels", CLEAN, cut_pixels, 3, ends, written(5))
     yield Fault("One file ends within its header", CLEAN, cut_header, 3, ends, written(5))
@@ -87,8 +91,17 @@ def _other_objects() -> Iterator[Fault]:
         yield Fault(name, CLEAN, document(sop_class), 4, refused, NOTHING)
     yield Fault("Ultrasound image", CLEAN, changed(1, SOPClassUID=f"{ROOT}.6.1"), 4, refused, NOTHING)
     yield Fault("Unknown SOP class", CLEAN, changed(1, SOPClassUID="1.2.826.0.1.3680043.97.9"), 4, refused, NOTHING)
-    yield Fault("No SOP class at all", CLEAN, _without_class, 3, "SOP class", NOTHING)
-    yield Fault("A DICOMDIR alone", CLEAN, document("1.2.840.10008.1.3.10"), 3, "DICOMDIR", NOTHING)
+    yield Fault(
+        "No SOP class at all",
+        CLEAN,
+        _without_class,
+        3,
+        "expected a SOP class (0008,0016) in the header, found none",
+        NOTHING,
+    )
+    yield Fault(
+        "A DICOMDIR alone", CLEAN, document("1.2.840.10008.1.3.10"), 3, "a DICOMDIR, which lists other files", NOTHING
+    )
     yield Fault("A report beside a series", CLEAN, both(good, document(f"{ROOT}.88.11")), 4, refused, written(6))
 
 
@@ -129,17 +142,59 @@ def _pixels() -> Iterator[Fault]:
         dataset.PixelData = np.full(64 * 64, 1000, "<u2").tobytes()
 
     blind = f"{CLEAN} --set ocr=off"
-    yield Fault("Burned-in annotation YES", CLEAN, changed(1, BurnedInAnnotation="YES"), 4, "text", NOTHING)
+    yield Fault(
+        "Burned-in annotation YES",
+        CLEAN,
+        changed(1, BurnedInAnnotation="YES"),
+        4,
+        "the header says BurnedInAnnotation YES",
+        NOTHING,
+    )
     yield Fault(
         *("Screen capture by its image type", blind),
-        *(changed(1, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), 4, "screen", NOTHING),
+        *(
+            changed(1, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]),
+            4,
+            "found a suspicion of it (a screen capture, dose sheet or report)",
+            NOTHING,
+        ),
     )
-    yield Fault("Secondary capture, where nothing can look for text", blind, changed(1, SOPClassUID=CAPTURE), 4, "left out by a privacy rule", NOTHING)
-    yield Fault("Colour image", blind, edited(colour, 1), 4, "expected", NOTHING)
-    yield Fault("A head, where a face may show", CLEAN, edited(head, 20), 4, "face", NOTHING)
-    yield Fault("Overlay inside compressed samples", CLEAN, compressed_overlay, 4, "overlay", NOTHING)
-    yield Fault("Overlay inside plain samples", CLEAN, edited(overlay), 0, "written", written(6))
-    yield Fault("Private transfer syntax", CLEAN, private_syntax, 3, "transfer syntax", NOTHING)
+    yield Fault(
+        "Secondary capture, where nothing can look for text",
+        blind,
+        changed(1, SOPClassUID=CAPTURE),
+        4,
+        "found a suspicion of it (a secondary capture)",
+        NOTHING,
+    )
+    yield Fault(
+        "Colour image",
+        blind,
+        edited(colour, 1),
+        4,
+        "found a suspicion of it (colours in place of grey values)",
+        NOTHING,
+    )
+    yield Fault(
+        "A head, where a face may show",
+        CLEAN,
+        edited(head, 20),
+        4,
+        "expected an image that shows no face, found a head; set face_command …, or accept_faces",
+        NOTHING,
+    )
+    yield Fault(
+        "Overlay inside compressed samples",
+        CLEAN,
+        compressed_overlay,
+        4,
+        "found an overlay inside compressed ones",
+        NOTHING,
+    )
+    yield Fault("Overlay inside plain samples", CLEAN, edited(overlay), 0, "written: 6", written(6))
+    yield Fault(
+        "Private transfer syntax", CLEAN, private_syntax, 3, "expected a transfer syntax of the DICOM standard", NOTHING
+    )
 
 
 def _headers() -> Iterator[Fault]:
@@ -175,15 +230,22 @@ def _headers() -> Iterator[Fault]:
         dataset.InstanceNumber = 99
         save(dataset, root / "scans" / "ZQFILE_other.dcm")
 
-    yield Fault("Two patients in one series", CLEAN, edited(two_people), 0, "written", written(6))
-    yield Fault("One PatientID shared by two people", CLEAN, edited(shared_id), 0, "written", written(6))
-    yield Fault("Empty PatientID, name and birth date", CLEAN, edited(nobody), 0, "written", written(6))
-    yield Fault("No patient ID and no UID at all", CLEAN, without_uid, 3, "expected", NOTHING)
-    yield Fault("A character set that lies", CLEAN, lying_charset, 0, "written", written(6))
-    yield Fault("Invalid dates", CLEAN, edited(_invalid_dates), 0, "written", written(6))
+    yield Fault("Two patients in one series", CLEAN, edited(two_people), 0, "written: 6", written(6))
+    yield Fault("One PatientID shared by two people", CLEAN, edited(shared_id), 0, "written: 6", written(6))
+    yield Fault("Empty PatientID, name and birth date", CLEAN, edited(nobody), 0, "written: 6", written(6))
+    yield Fault(
+        "No patient ID and no UID at all",
+        CLEAN,
+        without_uid,
+        3,
+        "expected a patient ID or any UID in the header, found none",
+        NOTHING,
+    )
+    yield Fault("A character set that lies", CLEAN, lying_charset, 0, "written: 6", written(6))
+    yield Fault("Invalid dates", CLEAN, edited(_invalid_dates), 0, "written: 6", written(6))
     yield Fault(
         *("Invalid dates that should be moved", f"{CLEAN} --profile longitudinal"),
-        *(edited(_invalid_dates), 0, "written", written(6)),
+        *(edited(_invalid_dates), 0, "written: 6", written(6)),
     )
     yield Fault("The same file twice", CLEAN, copies, 0, "same content as an earlier file", written(6))
     yield Fault("Two files with one SOP instance UID", CLEAN, clash, 3, "same SOP Instance UID", written(6))
@@ -221,7 +283,14 @@ def _places() -> Iterator[Fault]:
     )
     precious = unchanged("clean/thesis.txt", "precious")
     yield Fault("Output folder that holds other things", CLEAN, foreign, 2, "found other things", precious)
-    yield Fault("Output that is a file", CLEAN, file_there, 2, "expected", unchanged("clean", "precious"))
+    yield Fault(
+        "Output that is a file",
+        CLEAN,
+        file_there,
+        2,
+        "expected an empty or missing output folder",
+        unchanged("clean", "precious"),
+    )
     yield Fault("Disk full", CLEAN, good, 5, "found it full or failing", NOTHING, small_disk=True)
 
 
@@ -241,13 +310,27 @@ def _keys() -> Iterator[Fault]:
     def begun_with_another(root: Path) -> None:
         good(root)
         write_key(root / "secret" / "key")
-        _call(root, CLEAN)
+        call(root, CLEAN)
         write_key(root / "secret" / "key", "cd" * 32 + "\n")
 
-    yield Fault("Key that others can read", CLEAN, with_key(mode=0o644), 4, "chmod 600", NOTHING)
-    yield Fault("Key in a folder that others can write to", CLEAN, with_key(folder_mode=0o777), 4, "chmod 700", NOTHING)
+    yield Fault(
+        "Key that others can read",
+        CLEAN,
+        with_key(mode=0o644),
+        4,
+        "open to its owner only (0600), found 0644; run: chmod 600 secret/key",
+        NOTHING,
+    )
+    yield Fault(
+        "Key in a folder that others can write to",
+        CLEAN,
+        with_key(folder_mode=0o777),
+        4,
+        "writable by its owner only (0700), found 0777; run: chmod 700 secret",
+        NOTHING,
+    )
     yield Fault("A key file that holds no key", CLEAN, with_key("Zqtext\n"), 4, "64 hexadecimal digits", NOTHING)
-    yield Fault("Going on with another key", CLEAN, begun_with_another, 2, "same key", written(6))
+    yield Fault("Going on with another key", CLEAN, begun_with_another, 2, "with the same key", written(6))
 
 
 def write_key(path: Path, text: str = "ab" * 32 + "\n", mode: int = 0o600) -> None:
@@ -265,31 +348,72 @@ def _settings() -> Iterator[Fault]:
 
         return build
 
-    yield Fault("Unknown preset", f"{CLEAN} --profile careless", good, 2, "strict", NOTHING)
-    yield Fault("Unknown option of the profile", f"{CLEAN} --set options=[retain_all]", good, 2, "retain_uids", NOTHING)
-    yield Fault("Unknown setting", f"{CLEAN} --set colour=red", good, 2, "accept_faces", NOTHING)
+    yield Fault(
+        "Unknown preset",
+        f"{CLEAN} --profile careless",
+        good,
+        2,
+        "expected a settings file, or one of longitudinal, research, strict",
+        NOTHING,
+    )
+    yield Fault(
+        "Unknown option of the profile",
+        f"{CLEAN} --set options=[retain_all]",
+        good,
+        2,
+        "options.0: expected one of …retain_uids…",
+        NOTHING,
+    )
+    yield Fault(
+        "Unknown setting",
+        f"{CLEAN} --set colour=red",
+        good,
+        2,
+        "colour: unknown key; expected one of options, …",
+        NOTHING,
+    )
     both_dates = f"{CLEAN} --set options=[retain_full_dates,retain_modified_dates]"
-    yield Fault("Two options that contradict each other", both_dates, good, 2, "found both", NOTHING)
+    yield Fault(
+        "Two options that contradict each other",
+        both_dates,
+        good,
+        2,
+        "expected one of retain_full_dates and retain_modified_dates, found both",
+        NOTHING,
+    )
     faces = f"{CLEAN} --set options=[clean_recognizable_visual_features]"
-    yield Fault("Faces to be removed, by nothing", faces, good, 2, "face_command", NOTHING)
+    yield Fault(
+        "Faces to be removed, by nothing", faces, good, 2, "face_command: expected it together with the option", NOTHING
+    )
     named = f"{CLEAN} --set regions=regions.yaml"
     yield Fault("Regions file that is not there", named, good, 2, "regions", NOTHING)
-    yield Fault("Regions file that is no list of rules", named, regions("rules: {a: 1}\n"), 2, "rules", NOTHING)
-    wrong = "rules:\n  - {name: a, source: b, when: {Modality: CT}, blank: [[0, 0, -5, 2]]}\n"
-    yield Fault("Regions file with a region outside any image", named, regions(wrong), 2, "blank", NOTHING)
+    yield Fault(
+        "Regions file that is no list of rules", named, regions("rules: {a: 1}\n"), 2, "rules: expected", NOTHING
+    )
+    wrong = "rules:\n  - {name: a, source: b, when: {Manufacturer: X}, blank: [[0, 0, -5, 2]]}\n"
+    yield Fault(
+        "Regions file with a region outside any image",
+        named,
+        regions(wrong),
+        2,
+        "blank.0.2: expected greater than or equal to 0",
+        NOTHING,
+    )
 
 
 def _broken_off() -> Iterator[Fault]:
     def same_as_uninterrupted(root: Path) -> str:
         whole = {path.relative_to(root / "whole") for path in (root / "whole").rglob("*.dcm")}
         found = {path.relative_to(root / "clean") for path in (root / "clean").rglob("*.dcm")}
-        return "" if whole == found and len(found) == 40 else f"{len(found)} files, {len(whole & found)} of them the same"
+        return (
+            "" if whole == found and len(found) == 40 else f"{len(found)} files, {len(whole & found)} of them the same"
+        )
 
     def killed(root: Path) -> None:
         """Killed outright once the first results are there; an uninterrupted run beside it."""
         series(root / "scans", 40)
         write_key(root / "secret" / "key")
-        _call(root, CLEAN.replace("--out clean", "--out whole"))
+        call(root, CLEAN.replace("--out clean", "--out whole"))
         child = subprocess.Popen(
             [sys.executable, "-m", *CLEAN.split()], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -300,9 +424,9 @@ def _broken_off() -> Iterator[Fault]:
         child.wait()
 
     left = Left("40 files, the same names and UIDs as without the kill", same_as_uninterrupted)
-    yield Fault("Killed outright, then the same command again", CLEAN, killed, 0, "written", left)
+    yield Fault("Killed outright, then the same command again", CLEAN, killed, 0, "written: 40", left)
 
 
-def _call(root: Path, command: str) -> None:
+def call(root: Path, command: str) -> None:
     """Run a command that has to succeed."""
     subprocess.run([sys.executable, "-m", *command.split()], cwd=root, check=True, capture_output=True)

@@ -66,21 +66,26 @@ def _series() -> Iterator[Fault]:
     yield _row("Gantry tilt", edited(tilt), "found a tilt of 13.5 degrees")
     yield _row("A slice is missing", gone, "expected equal gaps")
     yield _row("Uneven gaps", edited(uneven), "expected equal gaps")
-    yield _row("One position, other pixels", other_pixels, "one image per position")
+    yield _row(
+        "One position, other pixels", other_pixels, "expected one image per position, found 7 images at 6 positions"
+    )
     yield _row("Two echoes in one series", edited(echoes, 8, "MR"), "usable: 2", 2, 0)
-    yield _row("Mixed sizes", edited(sizes), "sizes")
-    yield _row("Mixed orientations", edited(orientations), "orientations")
+    yield _row("Mixed sizes", edited(sizes), "expected images of one size, found 2 sizes")
+    yield _row("Mixed orientations", edited(orientations), "expected parallel images, found 2 orientations")
     yield _row("A single slice", changed(1), "one image alone is not a volume")
 
 
 def _values() -> Iterator[Fault]:
-    def lookup(dataset: Dataset, place: int) -> None:
-        table = Dataset()
-        table.add_new(0x00283002, "US", [3, 0, 16])
-        table.ModalityLUTType = "HU"
-        table.add_new(0x00283006, "US", [0, 1, 2])
-        dataset.ModalityLUTSequence = [table]
-        del dataset.RescaleSlope, dataset.RescaleIntercept
+    def lookup(entries: int) -> Build:
+        def edit(dataset: Dataset, place: int) -> None:
+            table = Dataset()
+            table.add_new(0x00283002, "US", [4096, 0, 16])
+            table.ModalityLUTType = "HU"
+            table.add_new(0x00283006, "US", list(range(entries)))
+            dataset.ModalityLUTSequence = [table]
+            del dataset.RescaleSlope, dataset.RescaleIntercept
+
+        return edited(edit)
 
     def no_rescale(dataset: Dataset, place: int) -> None:
         del dataset.RescaleSlope, dataset.RescaleIntercept
@@ -102,15 +107,28 @@ def _values() -> Iterator[Fault]:
 
     yield _row("Rescale slope of zero", changed(RescaleSlope=0), "rescale slope is zero")
     yield _row("CT without rescale", edited(no_rescale), "no rescale slope and intercept")
-    yield _row("CT in another unit than HU", changed(RescaleType="US_X"), "HU")
-    yield _row("No position", edited(no_position), "position")
+    yield _row(
+        "CT in another unit than HU", changed(RescaleType="US_X"), "expected CT values in HU, found another unit"
+    )
+    yield _row("No position", edited(no_position), "an image does not say its position")
     yield _row("Pixel spacing of zero", changed(PixelSpacing=[0, 0]), "pixel spacing of zero")
-    yield _row("Colour images", edited(colour), "colour")
-    yield _row("Burned-in annotation YES", changed(BurnedInAnnotation="YES"), "burned into the pixels")
-    yield _row("A localizer", changed(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer")
+    yield _row("Colour images", edited(colour), "expected grey values, found colour images")
+    yield _row(
+        "Burned-in annotation YES",
+        changed(BurnedInAnnotation="YES"),
+        "the header says that text is burned into the pixels",
+    )
+    yield _row(
+        "A localizer", changed(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "a localizer (scout) is not a volume"
+    )
     yield _row("No decoder for the transfer syntax", no_codec, "no decoder is installed")
     yield _row("A report", document("1.2.840.10008.5.1.4.1.1.88.11"), "expected CT or MR images")
-    yield _row("A CT with a table of values that is damaged", edited(lookup), "table")
+    yield _row("Values by a modality lookup table", lookup(4096), "usable: 1", 1, 0)
+    yield _row(
+        "A modality lookup table shorter than it says",
+        lookup(4000),
+        "the modality lookup table contradicts its own descriptor",
+    )
 
 
 def _grouping() -> Iterator[Fault]:
@@ -132,8 +150,8 @@ def _grouping() -> Iterator[Fault]:
         path = series(root / "scans")[2]
         path.write_bytes(path.read_bytes()[:400])
 
-    directory = both(lambda root: None if series(root / "scans") else None, document("1.2.840.10008.1.3.10"))
-    yield _row("Two patients in one series", edited(two_people), "patient")
+    directory = both(edited(lambda dataset, place: None), document("1.2.840.10008.1.3.10"))
+    yield _row("Two patients in one series", edited(two_people), "patients")
     yield _row("The same slice twice", copies, "usable: 1", 1, 0)
     yield _row("One series across two folders", spread, "usable: 1", 1, 0)
     yield _row("A DICOMDIR beside a series", directory, "usable: 1", 1, 0)
@@ -171,14 +189,24 @@ def _nifti() -> Iterator[Fault]:
 
     dims = struct.pack("<8h", 3, 30000, 30000, 30000, 1, 1, 1, 1)
     yield _row("NIfTI of four axes", shaped("int16", (4, 4, 4, 3)), "expected one 3-D volume")
-    yield _row("NIfTI in colour", nifti(colour), "colour")
-    yield _row("NIfTI of complex numbers", shaped("complex64", (4, 4, 4)), "complex")
+    yield _row("NIfTI in colour", nifti(colour), "expected one real number per voxel, found colour voxels")
+    yield _row(
+        "NIfTI of complex numbers",
+        shaped("complex64", (4, 4, 4)),
+        "expected one real number per voxel, found complex voxels",
+    )
     yield _row("NIfTI without q-form and s-form", patched(QFORM, bytes(4)), "neither sform nor qform")
-    yield _row("NIfTI whose q-form and s-form disagree", nifti(disagree), "sform")
-    yield _row("NIfTI that is sheared", nifti(sheared), "expected")
+    yield _row(
+        "NIfTI whose q-form and s-form disagree",
+        nifti(disagree),
+        "sform and qform of the NIfTI header place the volume …apart",
+    )
+    yield _row("NIfTI that is sheared", nifti(sheared), "expected perpendicular voxel axes, found a shear")
     yield _row("NIfTI with a voxel size of zero", patched(PIXDIM + 8, b"\0\0\0\0"), "voxel size")
-    yield _row("NIfTI with negative dimensions", patched(DIM + 2, b"\xff\xff"), "expected voxels")
-    yield _row("NIfTI that declares more than it holds", patched(DIM, dims), "expected")
+    yield _row(
+        "NIfTI with negative dimensions", patched(DIM + 2, b"\xff\xff"), "expected voxels, found the shape (-1, 7, 8)"
+    )
+    yield _row("NIfTI that declares more than it holds", patched(DIM, dims), "found a file too short for them")
     yield _row("NIfTI cut short within gzip", cut, "cut short")
     yield _row("NIfTI that is no gzip file", no_gzip, "not a NIfTI file")
 
@@ -198,5 +226,3 @@ def _command() -> Iterator[Fault]:
     nowhere = f"{INDEX} --out nowhere/cohort.csv"
     yield Fault("An index into a folder that is not there", nowhere, there, 2, "expected an existing folder", same)
     yield Fault("No such folder, to index", INDEX, lambda root: None, 2, "expected a folder of scans", nothing)
-
-

@@ -88,7 +88,15 @@ def document(sop_class: str, **values: object) -> Callable[[Path], None]:
 
     def build(root: Path) -> None:
         dataset = image()
-        for keyword in ("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        for keyword in (
+            "PixelData",
+            "Rows",
+            "Columns",
+            "BitsAllocated",
+            "BitsStored",
+            "HighBit",
+            "PixelRepresentation",
+        ):
             delattr(dataset, keyword)
         dataset.SOPClassUID = sop_class
         for keyword, value in values.items():

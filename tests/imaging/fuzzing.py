@@ -14,7 +14,13 @@ import nibabel as nib
 import numpy as np
 import pydicom
 from dicom_series import CT, MR, stored_values, write_enhanced, write_series
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 NAMES = ("Nobody", "Nora", "4711", "INVENTED")
 """Parts of the invented identities in every file: no message may hold one."""
@@ -33,7 +39,9 @@ def seeds() -> dict[str, list[bytes]]:
             ("ct", None), ("mr", ImplicitVRLittleEndian), ("rle", RLELossless), ("j2k", JPEG2000Lossless),
             ("jls", JPEGLSLossless), ("deflated", DeflatedExplicitVRLittleEndian),
         ):  # fmt: skip
-            paths = write_series(folder / kind, stored, kind=MR if kind == "mr" else CT, compress=syntax, edit=_identity)
+            paths = write_series(
+                folder / kind, stored, kind=MR if kind == "mr" else CT, compress=syntax, edit=_identity
+            )
             found[f"{kind}.dcm"] = [path.read_bytes() for path in paths]
         found["jpeg.dcm"] = [_as_jpeg_lossless(path) for path in sorted((folder / "ct").iterdir())]
         write_enhanced(folder / "enhanced.dcm", stored)
@@ -104,7 +112,9 @@ def lie_about_length(raw: bytearray, rng: np.random.Generator) -> bytes:
     place = _element(raw, rng) + (6 if rng.random() < 0.6 else 8)
     lies = (0, 1, 2, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFFFFFFE, int(rng.integers(0, 1 << 32)))
     lie = lies[int(rng.integers(0, len(lies)))]
-    raw[place : place + 4] = struct.pack("<L", lie) if rng.random() < 0.5 else struct.pack("<H", lie & 0xFFFF) + raw[place + 2 : place + 4]
+    raw[place : place + 4] = (
+        struct.pack("<L", lie) if rng.random() < 0.5 else struct.pack("<H", lie & 0xFFFF) + raw[place + 2 : place + 4]
+    )
     return bytes(raw)
 
 
@@ -129,7 +139,9 @@ def nest_deeply(raw: bytearray, rng: np.random.Generator) -> bytes:
     """A private sequence in a sequence in a sequence ..., with or without its ends."""
     depth = int(rng.choice([3, 70, 1200, 20_000]))
     tag = int(rng.choice([0x00081140, 0x00091002, 0x00400275]))
-    head = struct.pack("<HH2sHL", tag >> 16, tag & 0xFFFF, b"SQ", 0, 0xFFFFFFFF) + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    head = struct.pack("<HH2sHL", tag >> 16, tag & 0xFFFF, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
+        "<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF
+    )
     tail = struct.pack("<HHL", 0xFFFE, 0xE00D, 0) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
     nested = head * depth + (tail * depth if rng.random() < 0.5 else b"")
     place = _element(raw, rng)

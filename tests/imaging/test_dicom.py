@@ -8,14 +8,21 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_series import CT, MR, AsItIs, datasets, oblique, stored_values, write_enhanced, write_series
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, MediaStorageDirectoryStorage, RLELossless
 
+from medsynth.config.deidentify import Deidentify
 from medsynth.errors import DataError, GeometryError, PrivacyError, UnreadableError
+from medsynth.imaging.decode import READ_TAGS
 from medsynth.imaging.deidentify import Deidentifier, SecretKey
+from medsynth.imaging.deidentify.guard import PixelGuard
+from medsynth.imaging.deidentify.pixels import clean_pixel_element
 from medsynth.imaging.dicom import find_series
 from medsynth.imaging.nifti import write_nifti
 from medsynth.imaging.read import read_scan
 from medsynth.imaging.scan import affine_of, make_scan, spacing_mm, world_mm
+from medsynth.imaging.walk import CHARSET, PIXEL_DATA
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -348,3 +355,32 @@ def test_a_file_says_its_modality_only_when_told(tmp_path):
     assert read(tmp_path / "ct.nii.gz").meta["unit"] == ""
     assert read(tmp_path / "ct.nii.gz", modality="CT").meta["unit"] == "HU"
     assert read(tmp_path / "ct.nii.gz", modality="MR").meta["unit"] == "a.u."
+
+
+class Asked(Dataset):
+    """A dataset that remembers which elements it was asked for."""
+
+    def __contains__(self, name):
+        self.__dict__.setdefault("asked", set()).add(int(Tag(name)))
+        return super().__contains__(name)
+
+    def get_item(self, key, *, keep_deferred=False):
+        self.__dict__.setdefault("asked", set()).add(int(Tag(key)))
+        return super().get_item(key, keep_deferred=keep_deferred)
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_privacy_checks_get_every_element_that_they_ask_for(tmp_path, enhanced):
+    """Reading leaves most of a header in the file: nothing of that may be what decides whether pixels are refused."""
+    if enhanced:
+        write_enhanced(tmp_path / "a.dcm", stored_values(3))
+    else:
+        write_series(tmp_path, stored_values(1))
+    source = pydicom.dcmread(next(tmp_path.iterdir()))
+    asked = Asked(source)
+    asked.file_meta = source.file_meta
+    asked.set_original_encoding(False, True, "iso8859")
+    PixelGuard(Deidentify(ocr="off")).check(asked)
+    clean_pixel_element(asked, Dataset(asked))
+    assert {0x00280301, 0x00180015, 0x0008103E, 0x60000010} <= asked.__dict__["asked"]
+    assert asked.__dict__["asked"] <= READ_TAGS | {PIXEL_DATA, CHARSET}

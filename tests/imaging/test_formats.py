@@ -90,7 +90,9 @@ def test_what_is_no_volume_of_real_numbers_is_refused(tmp_path):
     sitk.WriteImage(image, str(tmp_path / "colour.mha"))
     with pytest.raises(DataError, match="one real number per voxel"):
         read(tmp_path / "colour.mha")
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 4, 6, 5), np.int16), isVector=False), str(tmp_path / "four.mha"))
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.zeros((2, 4, 6, 5), np.int16), isVector=False), str(tmp_path / "four.mha")
+    )
     with pytest.raises(DataError, match="4 axes"):
         read(tmp_path / "four.mha")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 from dicom_series import AsItIs
@@ -23,8 +24,7 @@ ROOM = 3 << 30
 @pytest.fixture
 def bounded():
     """The process may not take more than `ROOM` on top."""
-    with open("/proc/self/statm") as file:
-        taken = int(file.read().split()[0]) * resource.getpagesize()
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, before[1]))
     yield
@@ -38,9 +38,9 @@ def deidentifier(tmp_path_factory):
     return Deidentifier(SecretKey.load_or_create(folder / "key"))
 
 
-def outcome(work):
+def outcome(work, *given, **named):
     try:
-        return work(), ""
+        return work(*given, **named), ""
     except MedsynthError as error:
         return None, str(error)
 
@@ -52,10 +52,10 @@ def test_mutants_end_in_a_result_or_an_error_of_ours(tmp_path, bounded, deidenti
         for number in range(MUTANTS):
             folder = tmp_path / "mutant"
             path, done = mutant(number, folder)
-            rows, said = outcome(lambda: index_folder(folder, deidentifier=deidentifier))
+            rows, said = outcome(index_folder, folder, deidentifier=deidentifier)
             said += "".join(row.reason for row in rows or ())
             for by in (AsItIs(), deidentifier):
-                scan, message = outcome(lambda: read_scan(path, deidentifier=by))
+                scan, message = outcome(read_scan, path, deidentifier=by)
                 said += message
                 read += scan is not None
                 refused += scan is None

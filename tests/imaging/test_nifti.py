@@ -224,7 +224,7 @@ def test_dimensions_that_claim_more_voxels_than_there_are_take_no_memory(tmp_pat
     raw[42:48] = np.array(sizes, np.int16).tobytes()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else bytes(raw))
     tracemalloc.start()
-    with pytest.raises(UnreadableError, match="too short for them|too early"):
+    with pytest.raises(UnreadableError, match=r"too short for them|too early"):
         read_nifti(tmp_path / name)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

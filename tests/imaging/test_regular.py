@@ -38,7 +38,12 @@ def write_ramp(folder, places, *, tilt=0.0, orientation=(1, 0, 0, 0, 1, 0), rows
         dataset.ImagePositionPatient = [float(x) for x in position(places[k])]
 
     write_series(
-        folder, np.array(slices).astype(np.uint16), kind=MR, rescale=(0.125, -2500.0), orientation=orientation, edit=edit
+        folder,
+        np.array(slices).astype(np.uint16),
+        kind=MR,
+        rescale=(0.125, -2500.0),
+        orientation=orientation,
+        edit=edit,
     )
     return position
 

@@ -89,9 +89,7 @@ def test_jpeg_lossless_is_bit_exact(tmp_path, kind, uid):
     assert np.array_equal(np.asarray(read(tmp_path / "plain")), np.asarray(read(tmp_path / "packed")))
 
 
-@pytest.mark.parametrize(
-    ("option", "uid"), [(["+el"], "1.2.840.10008.1.2.4.57"), (["+e1"], "1.2.840.10008.1.2.4.70")]
-)
+@pytest.mark.parametrize(("option", "uid"), [(["+el"], "1.2.840.10008.1.2.4.57"), (["+e1"], "1.2.840.10008.1.2.4.70")])
 def test_jpeg_lossless_of_dcmtk_is_bit_exact(tmp_path, option, uid):
     stored = stored_values(4, 32, 32, top=4096)
     paths = write_series(tmp_path / "plain", stored)
@@ -125,7 +123,7 @@ def test_jpeg_extended_of_eight_bits_is_close(tmp_path):
 def test_jpeg_extended_of_twelve_bits_is_refused_because_decoders_get_it_wrong(tmp_path):
     paths = write_series(tmp_path / "plain", SMOOTH)
     by_dcmtk(paths, tmp_path / "packed", ["+ee", "+q", "98"])
-    with pytest.raises(UnreadableError, match="12 bits.*JPEG lossless"):
+    with pytest.raises(UnreadableError, match=r"12 bits.*JPEG lossless"):
         read(tmp_path / "packed")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -16,12 +17,16 @@ from pydicom.dataset import Dataset
 from ward_scans import ROOT, WARD, dataset_of, encoded, synthetic
 
 pytest.importorskip("pynetdicom", reason="needs the extra pacs")
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import (
     CTImageStorage,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
 )
+
+from medsynth.config.load import load_section
+from medsynth.config.pacs import Dimse, Pacs
+from medsynth.pacs.association import Caller
 
 Medsynth = Callable[..., Any]
 HELD = [dataset_of(WARD[0], number) for number in range(1, 7)]
@@ -285,3 +290,15 @@ def test_something_else_behind_the_port(medsynth: Medsynth, tmp_path: Path) -> N
         outcome = medsynth("pull", "--from", pacs, "--out", tmp_path / "out", "--study", "1.2")
     assert outcome.code == 2
     assert "hung up or kept silent" in outcome.errors[0]
+
+
+def test_answers_wait_for_the_request_that_they_answer(tmp_path: Path) -> None:
+    """pynetdicom's own loop would take a message within a millisecond, and a match would be lost without a trace."""
+    with serving(BadPacs()) as port:
+        connection = load_section(Pacs, "pacs", str(settings(tmp_path, port))).connection
+        assert isinstance(connection, Dimse)
+        contexts = [build_context(StudyRootQueryRetrieveInformationModelFind)]
+        with Caller(connection, 5.0).association(contexts) as association:
+            association.dimse.msg_queue.put((1, None))
+            time.sleep(0.1)
+            assert association.dimse.get_msg(block=True) == (1, None)

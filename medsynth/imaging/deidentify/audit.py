@@ -11,7 +11,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 import medsynth
 from medsynth.config.deidentify import Deidentify
 from medsynth.errors import PrivacyError
-from medsynth.imaging.deidentify.audit_page import render_page
+from medsynth.imaging.deidentify.audit_page import NOT_CHECKED, render_page
 from medsynth.imaging.deidentify.identifiers import Identifiers
 from medsynth.imaging.deidentify.journal import JOURNAL, write_whole
 from medsynth.imaging.deidentify.options import OPTIONS
@@ -21,20 +21,6 @@ from medsynth.imaging.deidentify.tally import KINDS, Tally
 AUDIT, PAGE = "deidentification.json", "deidentification.html"
 FORMAT = 2
 PROFILE = "PS3.15 Annex E Basic Application Level Confidentiality Profile (DCM 113100)"
-
-NOT_CHECKED = {
-    "quiet": "Images whose header gives no reason to suspect burned-in text were not read by text recognition, except for "
-    "bright thin strokes in uncompressed grey images.",
-    "no_ocr": "Text recognition was switched off: text in pixels was judged by headers and rules alone.",
-    "faces_kept": "Faces were let through by the setting accept_faces: people can be recognised from head scans.",
-    "faces_removed": "Faces were removed by a command of the site; whether its result is still recognisable was not checked.",
-    "faces": "A head was recognised by body part, description and field of view; a head that these do not tell of was missed.",
-    "words": "Words of the original free text with fewer than six letters, and words of the radiology dictionary, were not sought.",
-    "ages": "Ages, sexes, sizes, weights and times of day were not sought in the results: many people share them.",
-    "packed": "Text inside compressed pixel data was sought as bytes, not after decompression.",
-    "outside": "Only this folder was looked at: not backups, caches, logs of other programs or the place the originals lie in.",
-}
-"""What a reader might take for checked."""
 
 
 class Audit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -21,6 +22,19 @@ KIND_WORDS = {
     "refused": "refused by a privacy rule",
     "withheld": "withheld: an original value was found in the result",
 }
+NOT_CHECKED = {
+    "quiet": "Images whose header gives no reason to suspect burned-in text were not read by text recognition, except for "
+    "bright thin strokes in uncompressed grey images.",
+    "no_ocr": "Text recognition was switched off: text in pixels was judged by headers and rules alone.",
+    "faces_kept": "Faces were let through by the setting accept_faces: people can be recognised from head scans.",
+    "faces_removed": "Faces were removed by a command of the site; whether its result is still recognisable was not checked.",
+    "faces": "A head was recognised by body part, description and field of view; a head that these do not tell of was missed.",
+    "words": "Words of the original free text with fewer than six letters, and words of the radiology dictionary, were not sought.",
+    "ages": "Ages, sexes, sizes, weights and times of day were not sought in the results: many people share them.",
+    "packed": "Text inside compressed pixel data was sought as bytes, not after decompression.",
+    "outside": "Only this folder was looked at: not backups, caches, logs of other programs or the place the originals lie in.",
+}
+"""What a reader might take for checked."""
 ACTION_ORDER = ("X", "private", "unlisted", "Z", "D", "U", "pseudonym")
 """What takes away comes first on the page; what is kept, after it; what is written, last."""
 
@@ -67,7 +81,18 @@ def _plain_name(name: str) -> tuple[str, str]:
 
 
 @cache
+def page_words() -> frozenset[str]:
+    """The words that the page is made of, in lower case: where they stand in a report, they came from here."""
+    text = re.sub(r"(?s)<style>.*?</style>|<[^>]*>|{{.*?}}|{%.*?%}", " ", _source())
+    texts = [text, *NOT_CHECKED.values(), *KIND_WORDS.values(), *ACTIONS.values()]
+    return frozenset(word for one in texts for word in re.findall("[a-z]+", one.lower()))
+
+
+def _source() -> str:
+    return (files(__package__) / "audit.html.j2").read_text(encoding="utf-8")
+
+
+@cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = (files(__package__) / "audit.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text)
+    return environment.from_string(_source())

@@ -6,6 +6,7 @@ import struct
 import zlib
 from operator import itemgetter
 
+from pydicom.charset import convert_encodings
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
@@ -22,7 +23,7 @@ from medsynth.errors import DataError
 from medsynth.imaging.deidentify.elements import ASCII, Element, Encoding, ascii_text
 
 PREAMBLE = bytes(128) + b"DICM"
-SOP_CLASS, SOP_INSTANCE, PIXEL_DATA = 0x00080016, 0x00080018, 0x7FE00010
+CHARACTER_SET, SOP_CLASS, SOP_INSTANCE, PIXEL_DATA = 0x00080005, 0x00080016, 0x00080018, 0x7FE00010
 LONG_VRS = frozenset(str(vr) for vr in EXPLICIT_VR_LENGTH_32)
 """Value representations whose length takes four bytes (PS3.5 table 7.1-1)."""
 UNDEFINED = 0xFFFFFFFF
@@ -126,7 +127,8 @@ def _element(clean: Dataset, tag: int, element: Element, encoding: Encoding) -> 
         return _opening(tag, vr, len(value), encoding) + value
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = encoding
-    write_data_element(buffer, clean[tag], [ASCII])
+    charset = ascii_text(clean, CHARACTER_SET)
+    write_data_element(buffer, clean[tag], convert_encodings(charset.split("\\")) if charset else [ASCII])
     return bytes(buffer.getvalue())
 
 

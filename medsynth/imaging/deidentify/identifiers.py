@@ -16,6 +16,7 @@ from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
+from medsynth.imaging.deidentify.audit_page import page_words
 from medsynth.imaging.deidentify.elements import Element, texts
 from medsynth.imaging.deidentify.table import load_table
 from medsynth.imaging.deidentify.written_dates import Date, date_of, dates_in
@@ -219,21 +220,16 @@ def _split(value: str, vr: str | None) -> Iterator[str]:
         return
     words = re.findall(r"\w+", value)
     whole = " ".join(value.split())
-    if (
-        len(words) > 1
-        and SHORTEST_VALUE <= len(whole) <= 64
-        and not all(map(_is_ordinary, words))
-        and not whole.isdigit()
-    ):
+    if len(words) > 1 and SHORTEST_VALUE <= len(whole) <= 64 and not all(map(_is_plain, words)) and not whole.isdigit():
         yield whole
         joined = "".join(words)
         if len(joined) >= SHORTEST_NUMBER and any(map(str.isdigit, joined)) and len(words) <= 4:
             yield joined  # 4711-0815-AB as 47110815AB
-    if len(words) == 1 and _is_telling(whole, SHORTEST_VALUE) and not whole.isdigit():
+    if len(words) == 1 and not _is_plain(words[0]) and _is_telling(whole, SHORTEST_VALUE) and not whole.isdigit():
         yield whole
     for word in words:
         has_digit = any(character.isdigit() for character in word)
-        if _is_telling(word, SHORTEST_CODE if has_digit else SHORTEST_WORD):
+        if not _is_plain(word) and _is_telling(word, SHORTEST_CODE if has_digit else SHORTEST_WORD):
             yield word
 
 
@@ -276,7 +272,14 @@ def _is_telling(word: str, shortest: int) -> bool:
 
 
 def _is_ordinary(word: str) -> bool:
+    """Whether a word stands in kept terms, codes and markers, and so in every result."""
     return word.lower() in load_table().words
+
+
+def _is_plain(word: str) -> bool:
+    """Whether a word of free text leads to nobody: a word of radiology, or of the report on de-identification."""
+    lower = word.lower()
+    return lower in load_table().words or lower in load_table().dictionary.words or lower in page_words()
 
 
 @cache

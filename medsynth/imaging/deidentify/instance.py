@@ -182,4 +182,8 @@ def _searched(
             f"expected nothing of the original header in the result, found a value of {', '.join(sorted(leaks))}; "
             "leave the image out and report this as a fault of medsynth"
         )
-    return Instance(name, encoded, counts, link_of(original, patient) if linked else None, looked.first)
+    link = link_of(original, patient) if linked else None
+    values = looked.first
+    if values is not None:
+        values = values.without("\n".join(sorted(deidentifier.retained(original, clean))))
+    return Instance(name, encoded, counts, link, values)

@@ -32,6 +32,8 @@ SHORTEST_IN_SAMPLES = 8
 NEW_IN_NEW_SERIES, NEW_IN_SAME_SERIES = 32, 1000
 """An instance with more values than this that the ones before did not have is taken for the first of a series."""
 MOST_REMEMBERED = 4096
+LEAST_PRINTABLE_SAMPLE = 0x2000
+"""As a number of 16 bits, little endian: the least positive one whose upper byte is a printable character."""
 MOST_PLACES = 64
 """Beyond this, looking at every byte is faster than at each place."""
 PRINTABLE = re.compile(rb"[\x20-\x7e]{%d,}" % SHORTEST_IN_SAMPLES)
@@ -254,6 +256,9 @@ def printable_runs(data: bytes) -> bytes:
 
     Every such stretch holds four printable bytes that begin at a multiple of four: few samples pass that test.
     """
+    samples = np.frombuffer(data, "<i2", len(data) // 2)
+    if samples.size and samples.max() < LEAST_PRINTABLE_SAMPLE and len(data) % 2 == 0:
+        return b""  # every second byte is either below 0x20 or above 0x7f
     words = np.frombuffer(data, np.uint32, len(data) // 4)
     high = np.uint32(0x80808080)
     passed = words + np.uint32(0x60606060)  # no carry between bytes that are below 0x80, as printable ones are

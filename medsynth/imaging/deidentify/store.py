@@ -66,7 +66,7 @@ class Store:
         self._pending: list[Entry] = []
         self._pending_tally = Tally()
         self._last_line = time.monotonic()
-        self._folders: set[Path] = set()
+        self._folders: set[str] = set()
         self._links: set[Link] = set()
         self._sought = Identifiers()
         self._threads = threading.RLock()
@@ -208,9 +208,9 @@ class Store:
             same = filecmp.cmp(draft, final, shallow=False)
             draft.unlink()
             return Outcome("duplicate" if same else "damaged", outcome.series, DUPLICATE if same else CLASH), 0
-        if final.parent not in self._folders:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            self._folders.add(final.parent)
+        if outcome.series not in self._folders:
+            (self.out / outcome.series).mkdir(parents=True, exist_ok=True)
+            self._folders.add(outcome.series)
         size = draft.stat().st_size
         draft.rename(final)
         return outcome, size

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
@@ -41,6 +42,9 @@ from medsynth.imaging.deidentify.tally import NO_SERIES, Kind, Outcome
 
 CHUNK = 16
 """Files that a process takes at once: neighbours, mostly of one series."""
+MOST_IN_MEMORY = 1 << 26
+"""Bytes of a file that is read at once, which is faster; of a larger one, there is only one copy in memory."""
+USUAL_BLOCK = 1 << 24
 SOP_CLASS, DICOMDIR = 0x00080016, "1.2.840.10008.1.3.10"
 WITHOUT_MARK = tuple(bytes((*group, element, 0)) for group in ((8, 0), (2, 0)) for element in (0, 1, 5, 8, 16, 18))
 """How a DICOM file may begin that lacks preamble and mark, as some did before PS3.10."""
@@ -87,6 +91,9 @@ class Worker:
         self._linked = job.linked
         self._deidentifier = Deidentifier(key, job.settings)
         self._search = ResidualSearch()
+        bytearray(
+            USUAL_BLOCK
+        )  # having freed a block of this size, glibc keeps smaller ones for the next image (mallopt(3))
 
     def file(self, task: FileTask) -> Result:
         """Read, de-identify, search, and leave the result as a draft."""
@@ -185,7 +192,7 @@ class _ForeignFile(Exception):
 
 def _read(path: str) -> Dataset:
     try:
-        with Path(path).open("rb") as file, quiet_pydicom():
+        with Path(path).open("rb", buffering=0) as file, quiet_pydicom():
             head = file.read(132)
             if head[128:] != b"DICM":
                 if head.startswith(WITHOUT_MARK):
@@ -193,8 +200,9 @@ def _read(path: str) -> Dataset:
                         "expected the mark DICM after 128 bytes, found a file that may be DICOM without it; convert it"
                     )
                 raise _ForeignFile("no DICOM file")
-            file.seek(0, os.SEEK_SET)
-            dataset = pydicom.dcmread(file)
+            file.seek(0)
+            small = os.fstat(file.fileno()).st_size <= MOST_IN_MEMORY
+            dataset = pydicom.dcmread(BytesIO(file.read()) if small else file)
             sop_class = ascii_text(dataset, SOP_CLASS) or str(dataset.file_meta.get("MediaStorageSOPClassUID") or "")
     except READ_ERRORS as error:
         if isinstance(error, OSError) and says_storage_failed(error):

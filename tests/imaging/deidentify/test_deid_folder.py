@@ -29,7 +29,6 @@ from medsynth.imaging.deidentify.linking import LinkingTable
 from medsynth.imaging.deidentify.store import LOCK, Store
 from medsynth.imaging.deidentify.workers import FileTask, Worker
 
-
 PLAIN = Deidentify(ocr="off")
 """The Basic Profile, without loading text recognition for images that are refused anyway."""
 deidentify_folder = partial(deidentify_with_settings, settings=PLAIN)
@@ -367,7 +366,9 @@ def test_memory_does_not_hold_outcomes(key: SecretKey, tmp_path: Path, monkeypat
     finish = Store.finish
 
     def measured(self: Store) -> Path:
-        sizes.append((len(self._done), len(self._names), len(self._left_out), len(self._pending), len(self.tally.series)))
+        sizes.append(
+            (len(self._done), len(self._names), len(self._left_out), len(self._pending), len(self.tally.series))
+        )
         return finish(self)
 
     monkeypatch.setattr(Store, "finish", measured)
@@ -409,5 +410,8 @@ def test_many_files_in_parallel(key: SecretKey, tmp_path: Path) -> None:
     report = deidentify_folder(tmp_path / "in", tmp_path / "out", key, workers=2)
     assert (report.found, report.written, report.patients) == (600, 600, 1)
     audit = json.loads((tmp_path / "out" / "deidentification.json").read_text())
-    assert audit["attributes"]["PatientID"] == {"Z": 600, "pseudonym": 600} or audit["attributes"]["PatientID"]["pseudonym"] == 600
+    assert (
+        audit["attributes"]["PatientID"] == {"Z": 600, "pseudonym": 600}
+        or audit["attributes"]["PatientID"]["pseudonym"] == 600
+    )
     assert sum(row["written"] for row in audit["series"]) == 600

@@ -19,10 +19,11 @@ PRESETS = ("strict", "longitudinal", "research")
 EVERYTHING_KEPT = Deidentify(
     options=(
         *("retain_full_dates", "retain_patient_characteristics", "retain_device_identity"),
-        *("retain_institution_identity", "retain_uids", "retain_safe_private", "clean_descriptors"),
-        "clean_structured_content",
+        *("retain_institution_identity", "retain_safe_private", "clean_descriptors", "clean_structured_content"),
+        "clean_graphics",
     )
 )
+SETTINGS = {"everything": EVERYTHING_KEPT, "UIDs": Deidentify(options=("retain_uids",))}
 PLACES_ASKED_FOR = 80
 KEY = SecretKey(bytes(range(32)))
 
@@ -47,10 +48,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     return Planted(folder, [*corpus.write(folder, together=True), *kept.write(folder)])
 
 
-@pytest.fixture(scope="module", params=[*PRESETS, "everything"])
+@pytest.fixture(scope="module", params=[*PRESETS, *SETTINGS])
 def run(request: pytest.FixtureRequest, planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Run:
     name = request.param
-    settings = EVERYTHING_KEPT if name == "everything" else load_section(Deidentify, "deidentify", name, [])
+    settings = SETTINGS.get(name) or load_section(Deidentify, "deidentify", name, [])
     settings = settings.model_copy(update={"ocr": "off"})  # half a second for each secondary capture
     out = tmp_path_factory.mktemp("out") / name
     report = deidentify_folder(planted.folder, out, KEY, settings)
@@ -101,7 +102,9 @@ def test_what_research_needs_is_intact(run: Run) -> None:
 
 def test_what_an_option_promises_is_kept_and_nothing_else(run: Run) -> None:
     found = kept.look(run.out)
-    broken = [f"{option}: {name}" for option in run.options & found.keys() for name, held in found[option].items() if not held]
+    broken = [
+        f"{option}: {name}" for option in run.options & found.keys() for name, held in found[option].items() if not held
+    ]
     assert broken == []
     identities = {"retain_full_dates", "retain_institution_identity", "retain_uids", "retain_device_identity"}
     for option in identities - run.options:
@@ -110,5 +113,7 @@ def test_what_an_option_promises_is_kept_and_nothing_else(run: Run) -> None:
 
 def test_no_message_holds_a_secret(run: Run, planted: Planted) -> None:
     said = "\n".join([*(entry.reason for entry in run.report.left_out), run.report.audit.read_text()]).lower().encode()
-    found = [one.name for file in planted.files for one in file.planted for needle in one.secret.needles() if needle in said]
+    found = [
+        one.name for file in planted.files for one in file.planted for needle in one.secret.needles() if needle in said
+    ]
     assert found == []

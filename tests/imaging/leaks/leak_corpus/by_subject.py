@@ -36,7 +36,7 @@ WORDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
                 "PatientInstitutionResidence",
                 "ServiceEpisodeID",
             ),
-            *("MedicalRecordLocator", "ClinicalTrialSubjectID", "ClinicalTrialSiteName", "ResponsibleOrganization"),
+            *("MedicalRecordLocator", "ClinicalTrialSubjectID", "ResponsibleOrganization"),
         ),
         NOTHING,
     ),
@@ -57,7 +57,10 @@ WORDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
         ),
         NOTHING,
     ),
-    "where": (("InstitutionName", "InstitutionalDepartmentName", "InstitutionAddress"), INSTITUTION),
+    "where": (
+        ("InstitutionName", "InstitutionalDepartmentName", "InstitutionAddress", "ClinicalTrialSiteName"),
+        INSTITUTION,
+    ),
     "machine": (
         ("StationName", "DeviceSerialNumber", "DetectorID", "PlateID", "GantryID", "CassetteID", "GeneratorID"),
         DEVICE,

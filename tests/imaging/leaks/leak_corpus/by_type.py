@@ -32,8 +32,14 @@ UNLISTED = {
 DATES, TIMES = frozenset({"retain_full_dates"}), frozenset({"retain_full_dates", "retain_modified_dates"})
 PERSON, DEVICE = frozenset({"retain_patient_characteristics"}), frozenset({"retain_device_identity"})
 ALLOWED = {
-    **{"AS": PERSON, "DS": PERSON, "DA": DATES, "DT": DATES, "TM": TIMES, "UC": DEVICE},
-    **{"UI": frozenset({"retain_uids"}), "ST": frozenset({"retain_institution_identity"})},
+    "AS": PERSON,
+    "DS": PERSON,
+    "DA": DATES,
+    "DT": DATES,
+    "TM": TIMES,
+    "UC": DEVICE,
+    "UI": frozenset({"retain_uids"}),
+    "ST": frozenset({"retain_institution_identity"}),
 }
 LISTED_SEQUENCES = (0x00400275, 0x00400008, 0x00400440)
 UNLISTED_SEQUENCES = (0x00220031, 0x00080051, 0x00080220)
@@ -62,7 +68,12 @@ def valued(vr: str, sheet: Sheet) -> tuple[Secret, object]:
         secret = draw.day()
         return secret, f"{secret.text}101112.5"
     plain: dict[str, Callable[[], Secret]] = {
-        **{"AS": draw.age, "DA": draw.day, "DS": draw.decimal, "IS": draw.integer, "TM": draw.time, "UI": draw.uid},
+        "AS": draw.age,
+        "DA": draw.day,
+        "DS": draw.decimal,
+        "IS": draw.integer,
+        "TM": draw.time,
+        "UI": draw.uid,
     }
     secret = plain[vr]()
     return secret, secret.text
