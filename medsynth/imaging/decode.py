@@ -22,7 +22,7 @@ LARGEST_SIDE = 1 << 14
 """Rows or columns of an image: four times what any detector has."""
 
 ROWS, COLUMNS, FRAMES, SAMPLES, SYNTAX = 0x00280010, 0x00280011, 0x00280008, 0x00280002, 0x00020010
-BITS_ALLOCATED, BITS_STORED, SIGNED = 0x00280100, 0x00280101, 0x00280103
+BITS_ALLOCATED, BITS_STORED, HIGH_BIT, SIGNED = 0x00280100, 0x00280101, 0x00280102, 0x00280103
 NATIVE = {IMPLICIT, "1.2.840.10008.1.2.1", DEFLATED}
 
 READ_TAGS = GEOMETRY_TAGS | {
@@ -59,6 +59,8 @@ def stored_frames(dataset: Dataset, frames: Iterable[int], which: str) -> Iterat
         native = _native(dataset)
         if native is not None:
             yield from native[wanted] if len(native) > 1 else native
+        elif plugin and not _is_plain(dataset):
+            raise damaged
         elif len(wanted) == 1:
             yield np.asarray(pixel_array(dataset, index=wanted[0], raw=True, decoding_plugin=plugin))
         else:
@@ -70,6 +72,13 @@ def stored_frames(dataset: Dataset, frames: Iterable[int], which: str) -> Iterat
         if type(error).__module__ != "pyo3_runtime":
             raise
         raise damaged from None
+
+
+def _is_plain(dataset: Dataset) -> bool:
+    """Whether pixels are described as decoders expect: some end the process where they are not."""
+    bits, stored, high = (whole(dataset, tag, 0) for tag in (BITS_ALLOCATED, BITS_STORED, HIGH_BIT))
+    sign, samples = whole(dataset, SIGNED, 0), whole(dataset, SAMPLES, 1)
+    return bits in (8, 16) and 0 < stored <= bits and high == stored - 1 and sign in (0, 1) and samples == 1
 
 
 def _native(dataset: Dataset) -> NDArray | None:

@@ -14,6 +14,7 @@ from medsynth.errors import PrivacyError
 from medsynth.imaging.deidentify.audit_page import NOT_CHECKED, render_page
 from medsynth.imaging.deidentify.identifiers import Identifiers
 from medsynth.imaging.deidentify.journal import JOURNAL, write_whole
+from medsynth.imaging.deidentify.keys import SecretKey
 from medsynth.imaging.deidentify.options import OPTIONS
 from medsynth.imaging.deidentify.table import load_table
 from medsynth.imaging.deidentify.tally import KINDS, Tally
@@ -26,7 +27,7 @@ PROFILE = "PS3.15 Annex E Basic Application Level Confidentiality Profile (DCM 1
 class Audit:
     """Says what was done, how often and why not; never to whom."""
 
-    def __init__(self, key: str, settings: Deidentify, *, linked: bool) -> None:
+    def __init__(self, key: SecretKey, settings: Deidentify, *, linked: bool) -> None:
         self._key = key
         self._settings = settings
         self._linked = linked
@@ -50,7 +51,7 @@ class Audit:
             "profile": PROFILE,
             "table": f"PS3.15 {table.edition}",
             "options": {name: f"{OPTIONS[name].name} (DCM {OPTIONS[name].code})" for name in self._settings.options},
-            "key": self._key,
+            "key": self._key.fingerprint,
             "linking_table": self._linked,
             "text_in_pixels": {
                 "ocr": self._settings.ocr,
@@ -62,7 +63,11 @@ class Audit:
             "patients": tally.patients,
             "left_out": tally.reasons,
             "series": [
-                {"patient": name.split("/")[0], "series": name.split("/")[1], **_series_record(tally, name)}
+                {
+                    "patient": name.split("/")[0],
+                    "series": self._shown(name.split("/")[1]),
+                    **_series_record(tally, name),
+                }
                 for name in sorted(tally.series)
             ],
             "attributes": tally.by_attribute,
@@ -74,6 +79,10 @@ class Audit:
             },
             "not_checked": [NOT_CHECKED[name] for name in self._not_checked()],
         }
+
+    def _shown(self, series: str) -> str:
+        """How the audit calls a series: even where UIDs were retained, no original one stands in it."""
+        return self._key.uid(series) if "retain_uids" in self._settings.options else series
 
     def _faces(self) -> str:
         if self._settings.face_command is not None:

@@ -36,6 +36,7 @@ from medsynth.imaging.deidentify.elements import (
 )
 from medsynth.imaging.deidentify.guard import PixelGuard
 from medsynth.imaging.deidentify.keys import SecretKey
+from medsynth.imaging.deidentify.lookup_tables import cut_table
 from medsynth.imaging.deidentify.markers import (
     CONTRIBUTING_EQUIPMENT,
     PURPOSE,
@@ -277,6 +278,7 @@ class Deidentifier:
         for item in element.value:
             own = encoding_of(item, case.encoding)  # items of a sequence that came as UN are encoded in their own way
             elements = self._clean(case.inside(item, own), rule.items or {})
+            cut_table(elements, own)
             if elements and _is_complete(elements, rule):
                 items.append(item_of(elements, own, case.charset))
         return DataElement(rule.tag, "SQ", Sequence(items)) if items else actions.without(rule, case)

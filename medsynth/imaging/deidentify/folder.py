@@ -14,6 +14,7 @@ from typing import Any
 
 from medsynth.config.deidentify import Deidentify
 from medsynth.errors import DataError, PrivacyError, UnreadableError, UsageError
+from medsynth.imaging.deidentify.guard import PixelGuard
 from medsynth.imaging.deidentify.keys import SecretKey
 from medsynth.imaging.deidentify.linking import LinkingTable
 from medsynth.imaging.deidentify.store import Store
@@ -108,6 +109,7 @@ def deidentify_folder(
     settings = settings or Deidentify()
     check_places(source, out)
     check_workers(key, workers)
+    PixelGuard(settings)  # tells mistakes in the site's rules before anything is written
     with Store.open(out, key, settings, linking) as store:
         run = _Run(source, store, key, Job(settings, linking is not None), workers)
         run.work(progress or Silent())

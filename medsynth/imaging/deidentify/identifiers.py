@@ -15,6 +15,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
+from pydicom.uid import UID_dictionary
 
 from medsynth.imaging.deidentify.audit_page import page_words
 from medsynth.imaging.deidentify.elements import Element, texts
@@ -41,7 +42,6 @@ ALL_PRINTABLE = re.compile(rb"[\x20-\x7e]{%d,}" % SHORTEST_VALUE)
 PRINTABLE_RUN = re.compile(rb"[\x20-\x7e]{%d,}" % SHORTEST_WORD)
 """In binary content shorter ones come up by chance."""
 
-STANDARD_UID = "1.2.840.10008."
 OTHER_SCRIPTS = ("latin-1", "cp1250", "cp1251", "shift_jis", "iso2022_jp", "euc_jp", "euc_kr", "gb18030")
 NAME_GAPS = ("", " ", "^", ",", ", ", "_", "-", ".")
 GERMAN = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "ø": "oe", "å": "aa", "æ": "ae"})
@@ -210,7 +210,7 @@ def _parts_of(value: str, vr: str | None) -> tuple[str, ...]:
 
 def _split(value: str, vr: str | None) -> Iterator[str]:
     if vr == "UI":
-        if value and not value.startswith(STANDARD_UID):
+        if value and value not in UID_dictionary:
             yield value
         return
     if vr in {"DS", "IS"}:

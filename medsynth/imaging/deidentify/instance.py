@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from medsynth.imaging.deidentify.quiet import quiet_pydicom
 from medsynth.imaging.deidentify.residual import Looked, ResidualSearch
 from medsynth.imaging.deidentify.tally import NO_SERIES, Counts
 
-READ_ERRORS = (*DAMAGE, AttributeError, KeyError)
+READ_ERRORS = (*DAMAGE, AttributeError, LookupError, ArithmeticError, zlib.error)
 """What pydicom raises on damaged elements; its texts quote values and are never passed on."""
 
 SOP_INSTANCE, SERIES_INSTANCE, PATIENT_ID, PIXEL_DATA = 0x00080018, 0x0020000E, 0x00100020, 0x7FE00010

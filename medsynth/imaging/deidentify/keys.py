@@ -14,11 +14,11 @@ from typing import NoReturn
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from pydicom.uid import UID_dictionary
 
 from medsynth.errors import PrivacyError
 
 KEY_BYTES = 32
-DICOM_ROOT = "1.2.840.10008."
 PSEUDONYM_DIGITS = 12
 MOST_WEEKS = 520
 """Dates move by at most ten years to either side."""
@@ -69,9 +69,9 @@ class SecretKey:
         return prefix + self._digest(f"pseudonym/{kind}", value).hex()[:PSEUDONYM_DIGITS].upper()
 
     def uid(self, uid: str) -> str:
-        """A new UID in the `2.25.` form of PS3.5 B.2; UIDs of the standard itself (1.2.840.10008.*) stay."""
+        """A new UID in the `2.25.` form of PS3.5 B.2; those that the standard itself has given a name (PS3.6) stay."""
         uid = uid.strip(" \0")
-        if uid.startswith(DICOM_ROOT) and re.fullmatch(r"[0-9.]+", uid):
+        if uid in UID_dictionary:
             return uid
         number = int.from_bytes(self._digest("uid", uid)[:16], "big")
         number = number & ~(0xF << 76) | 8 << 76  # RFC 9562, section 5.8: version 8, a UUID of one's own making

@@ -48,8 +48,10 @@ def clean_pixel_element(source: Dataset, clean: Dataset) -> None:
     bits = whole_number(clean, BITS_ALLOCATED, 0)
     encoding = encoding_of(clean, encoding_of(source, EXPLICIT_LITTLE))
     length = _sample_bytes(clean, bits)
+    if length <= 0:
+        raise UnreadableError("expected the size of the image in its header, found none; export the file again")
     changed = value
-    if 0 < length <= len(value):
+    if length <= len(value):
         last_bits = (whole_number(clean, ROWS, 0) * whole_number(clean, COLUMNS, 0) * _frames(clean)) % 8
         swapped = bits == 8 and not encoding.little and element.VR != "OB"
         changed = _cut(value, length, last_bits if bits == 1 else 0, swapped=swapped)

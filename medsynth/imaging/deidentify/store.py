@@ -55,7 +55,7 @@ class Store:
         self.out = out
         self.tally = Tally()
         """Sums of what is in the journal."""
-        self._audit = Audit(key.fingerprint, settings or Deidentify(), linked=linking is not None)
+        self._audit = Audit(key, settings or Deidentify(), linked=linking is not None)
         self._linking = linking
         self._mark = key.derive("journal")
         self._journal = Journal(out, _head(key, settings or Deidentify()))

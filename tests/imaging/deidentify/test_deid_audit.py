@@ -21,6 +21,7 @@ from medsynth.imaging.deidentify.options import OPTIONS
 from medsynth.imaging.deidentify.table import load_table
 from medsynth.imaging.deidentify.tally import Outcome, Tally
 
+KEY = SecretKey(bytes(32))
 SETTINGS = Deidentify(options=("retain_modified_dates", "clean_descriptors"), ocr="off")
 
 
@@ -99,7 +100,7 @@ def test_the_page_loads_and_runs_nothing(done: tuple[Path, dict[str, bytes]]) ->
 def test_marks_in_a_reason_stay_text() -> None:
     tally = Tally()
     tally.add(Outcome("damaged", "P1/2.25.1", "expected <b>a scan</b> & found {{ none }}"))
-    page = render_page(Audit("00000000", Deidentify(), linked=False).record(tally))
+    page = render_page(Audit(KEY, Deidentify(), linked=False).record(tally))
     assert "&lt;b&gt;a scan&lt;/b&gt; &amp; found {{ none }}" in page
 
 
@@ -108,11 +109,19 @@ def test_a_page_of_many_series_stays_readable() -> None:
     for number in range(MOST_SERIES + 5):
         tally.add(Outcome("written", f"P{number:012X}/2.25.{number}/2.25.9{number}.dcm"))
     tally.add(Outcome("refused", "PLAST/2.25.77", "expected something else"))
-    record = Audit("00000000", Deidentify(), linked=False).record(tally)
+    record = Audit(KEY, Deidentify(), linked=False).record(tally)
     assert len(record["series"]) == MOST_SERIES + 6
     page = _text(render_page(record))
     assert "PLAST" in page
     assert "the other 6 stand in the JSON file" in page
+
+
+def test_retained_uids_stay_out_of_it() -> None:
+    tally = Tally()
+    tally.add(Outcome("written", "P1/1.2.840.77.4711/1.2.840.77.4712.dcm"))
+    record = Audit(KEY, Deidentify(options=("retain_uids",)), linked=False).record(tally)
+    assert record["series"][0]["series"] == KEY.uid("1.2.840.77.4711")
+    assert "4711" not in render_page(record)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +140,7 @@ def test_a_page_of_many_series_stays_readable() -> None:
 def test_settings_are_told_in_words(settings: Deidentify, words: str) -> None:
     tally = Tally()
     tally.add(Outcome("written", "P1/2.25.1/2.25.2.dcm"))
-    page = _text(render_page(Audit("00000000", settings, linked=False).record(tally)))
+    page = _text(render_page(Audit(KEY, settings, linked=False).record(tally)))
     assert words in page
     assert "Every image was written, and no value" in page
 

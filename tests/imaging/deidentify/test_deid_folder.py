@@ -16,6 +16,7 @@ import pydicom
 import pytest
 from planted_headers import file_bytes, plain, planted
 from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medsynth.config.deidentify import Deidentify
 from medsynth.errors import DataError, InterruptedRun, PrivacyError, UsageError
@@ -317,9 +318,12 @@ def test_damage_is_told_from_what_is_no_image(key: SecretKey, tmp_path: Path) ->
     report.raise_if_incomplete()
     (source / "unmarked").write_bytes(whole[132:])
     (source / "cut.dcm").write_bytes(whole[:-10])
+    packed = plain("CT")
+    packed.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    (source / "packed.dcm").write_bytes(file_bytes(packed)[:-40])
     report = deidentify_folder(source, tmp_path / "out2", key)
-    assert kinds(report)["unmarked"] == kinds(report)["cut.dcm"] == "damaged"
-    with pytest.raises(DataError, match="2 of 6 files were left out as damaged") as caught:
+    assert kinds(report)["unmarked"] == kinds(report)["cut.dcm"] == kinds(report)["packed.dcm"] == "damaged"
+    with pytest.raises(DataError, match="3 of 7 files were left out as damaged") as caught:
         report.raise_if_incomplete()
     assert caught.value.exit_code == 3
 
