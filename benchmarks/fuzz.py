@@ -28,6 +28,7 @@ from benchmarks import harness
 STAGES = ("index", "read", "deidentify")
 ROOM = 2 << 30
 """Bytes of address space on top of what the libraries take."""
+PIXELS = b"\xe0\x7f\x10\x00"
 ADDRESS_SPACE_FILE = Path("/proc/self/statm")
 
 
@@ -77,8 +78,9 @@ def _stages() -> dict[str, Callable[[Path, Path], str]]:
         out = home / "out"
         try:
             report = deidentify_folder(folder, out, key, Deidentify(ocr="off"))
-            written = [file.read_bytes().decode("latin-1") for file in out.rglob("*") if file.is_file()]
-            return "".join([repr(report.left_out), *written])
+            # Up to the pixels: there a mutation may have put a name, where no reader would show it.
+            files = [file.read_bytes() for file in out.rglob("*") if file.is_file()]
+            return "".join([repr(report.left_out), *(raw.partition(PIXELS)[0].decode("latin-1") for raw in files)])
         finally:
             shutil.rmtree(out, ignore_errors=True)
 

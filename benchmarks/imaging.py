@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +131,10 @@ def _cpu_seconds() -> float:
 def _alone(way: str, source: Path, scratch: Path, workers: int) -> dict[str, float]:
     out = scratch / "out"
     shutil.rmtree(out, ignore_errors=True)
-    with multiprocessing.get_context("spawn").Pool(1, _not_daemonic) as pool:
-        found = pool.apply(measure, (way, str(source), str(out), workers))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # its processes may have children
+        found = pool.submit(measure, way, str(source), str(out), workers).result()
     shutil.rmtree(out)
     return found
-
-
-def _not_daemonic() -> None:
-    """A pool's process may have no children of its own; these measure them."""
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
 
 
 def compare(source: Path, scratch: Path, rounds: int) -> dict[str, Any]:

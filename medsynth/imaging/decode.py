@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import iter_pixels, pixel_array
 
 from medsynth.errors import UnreadableError
+from medsynth.imaging.apart import Image, decode_apart
 from medsynth.imaging.fields import text, whole
 from medsynth.imaging.headers import PLUGINS
 from medsynth.imaging.planes import GEOMETRY_TAGS
@@ -61,6 +63,9 @@ def stored_frames(dataset: Dataset, frames: Iterable[int], which: str) -> Iterat
             yield from native[wanted] if len(native) > 1 else native
         elif plugin and not _is_plain(dataset):
             raise damaged
+        elif plugin == "gdcm":
+            for frame in wanted:
+                yield _decoded_apart(dataset, frame)
         elif len(wanted) == 1:
             yield np.asarray(pixel_array(dataset, index=wanted[0], raw=True, decoding_plugin=plugin))
         else:
@@ -72,6 +77,14 @@ def stored_frames(dataset: Dataset, frames: Iterable[int], which: str) -> Iterat
         if type(error).__module__ != "pyo3_runtime":
             raise
         raise damaged from None
+
+
+def _decoded_apart(dataset: Dataset, frame: int) -> NDArray:
+    """One frame of JPEG lossless [rows, columns]."""
+    codestream = get_frame(dataset[PIXEL_DATA].value, frame, number_of_frames=whole(dataset, FRAMES, 1))
+    process = int(text(dataset.file_meta, SYNTAX).rpartition(".")[2])
+    described = (whole(dataset, tag, 0) for tag in (ROWS, COLUMNS, BITS_ALLOCATED, BITS_STORED, SIGNED))
+    return decode_apart(codestream, Image(process, *described))
 
 
 def _is_plain(dataset: Dataset) -> bool:

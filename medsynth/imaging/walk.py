@@ -25,7 +25,7 @@ from pydicom.tag import BaseTag
 Elements = dict[BaseTag, RawDataElement]
 
 READ_ERRORS = (
-    *(OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError),
+    *(OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError),
     *(NotImplementedError, RecursionError, struct.error, zlib.error, MemoryError, BytesLengthException),
 )
 """What pydicom raises on damaged bytes. Their text may hold a header's value, so it is never passed on."""

@@ -133,7 +133,7 @@ BAD_SCANS: list[tuple[Spoil, int, str]] = [
     (missing_slice, DICOM, "expected equal gaps"),
     (truncated_nifti, NIFTI, "end too early or are damaged"),
     (not_gzip, NIFTI, "not a NIfTI file"),
-    (header_alone, NIFTI, "end too early or are damaged"),
+    (header_alone, NIFTI, "found a file too short for them"),
     (empty_file, NIFTI, "not a NIfTI file"),
     (four_axes, NIFTI, "expected one 3-D volume"),
     (nan_voxels, NIFTI, "1 that are NaN or infinite"),

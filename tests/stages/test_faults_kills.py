@@ -431,7 +431,7 @@ def test_an_interrupted_generate_goes_on(finished: Path, tmp_path: Path, child: 
     assert len(other.err.splitlines()) == 1
     assert "unfinished work for another request" in other.err
 
-    made = Strike("medsynth.stages.dataset:_write_one", 3)
+    made = Strike("medsynth.stages.dataset:write_case", 3)
     assert child(*ask, out, strike=made).code == 0, "a scan that was there was made again"
     assert not partial.exists()
     digests = []

@@ -29,13 +29,14 @@ SOUGHT_VRS = TEXT_VRS | {"DA", "DT", "UI"}
 LONGEST_LOOSE = 16_384
 """Bytes of an undeclared value that are searched for text; what is longer is bulk data."""
 
+SHORTEST_IDEOGRAPHIC = 2
 SHORTEST_NAME = 3
 SHORTEST_VALUE = 4
 SHORTEST_WORD = 6
 SHORTEST_CODE = 5
 SHORTEST_NUMBER = 6
-"""Characters below which a value would be found by chance: in names, whole values, words, tokens with digits and numbers
-alone."""
+"""Characters below which a value would be found by chance: in scripts of East Asia, names, whole values, words, tokens with
+digits and numbers alone."""
 
 CHARACTER_SET = 0x00080005
 ALL_PRINTABLE = re.compile(rb"[\x20-\x7e]{%d,}" % SHORTEST_VALUE)
@@ -266,9 +267,7 @@ def _is_telling(word: str, shortest: int) -> bool:
         return False
     if word.isdigit():
         return len(word) >= SHORTEST_NUMBER and word != "19000101" and len(set(word)) > 1
-    if not word.isascii():
-        return len(word) >= 2
-    return len(word) >= shortest
+    return len(word) >= (SHORTEST_IDEOGRAPHIC if _is_ideographic(word) else shortest)
 
 
 def _is_ordinary(word: str) -> bool:
@@ -318,11 +317,18 @@ def patterns_of(value: str) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _is_ideographic(word: str) -> bool:
+    """Whether a word has characters of East Asia, of which each says as much as a syllable and takes two bytes or more."""
+    return any(character >= "\u2e80" for character in word)
+
+
 def occurs(pattern: bytes, value: str, lower: bytes) -> bool:
     """Whether a pattern that is there is more than a part of a longer word or number."""
-    if not value.isascii():
+    if _is_ideographic(value):
         return True
-    if value.isdigit():
+    if not value.isascii():
+        before, after = rb"(?<![a-z\x80-\xff])", rb"(?![a-z\x80-\xff])"
+    elif value.isdigit():
         before, after = rb"(?<![0-9a-z])(?<![0-9][.])", rb"(?![0-9a-z])(?![.][0-9])"  # nor of a decimal
     elif len(value) < SHORTEST_WORD:
         before, after = rb"(?<![0-9a-z])", rb"(?![0-9a-z])"
