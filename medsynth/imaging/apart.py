@@ -7,6 +7,7 @@ that follow, and is replaced when it dies or takes too long; to the caller eithe
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import selectors
 import struct
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 TIME_LIMIT_S = 60.0
 """For one image of the largest size; usual ones take milliseconds."""
-_REQUEST = struct.Struct("<6IQ")
+_REQUEST = struct.Struct("<7IQ")
 _ANSWER = struct.Struct("<Q")
 
 
@@ -35,6 +36,8 @@ class Image(NamedTuple):
     bits_allocated: int
     bits_stored: int
     signed: int
+    samples: int = 1
+    """Per pixel: 1, or 3 for colours."""
 
 
 class NotDecodedError(RuntimeError):
@@ -42,7 +45,7 @@ class NotDecodedError(RuntimeError):
 
 
 def decode_apart(codestream: bytes, image: Image) -> NDArray:
-    """Stored values [rows, columns] of one image. Raises NotDecodedError."""
+    """Stored values [rows, columns] of one image, [rows, columns, 3] in colour. Raises NotDecodedError."""
     helper = _helper(os.getpid())
     with helper.lock:
         return helper.decode(codestream, image)
@@ -57,7 +60,8 @@ class _Helper:
     def decode(self, codestream: bytes, image: Image) -> NDArray:
         process = self._running()
         kind = np.dtype(f"<{'i' if image.signed else 'u'}{image.bits_allocated // 8}")
-        count = image.rows * image.columns * kind.itemsize
+        shape = (image.rows, image.columns, image.samples)[: 3 if image.samples > 1 else 2]
+        count = math.prod(shape) * kind.itemsize
         try:
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(_REQUEST.pack(*image, len(codestream)))
@@ -68,7 +72,7 @@ class _Helper:
                 raise NotDecodedError
             if length != count:
                 raise EOFError
-            return np.frombuffer(_received(process.stdout, count), kind).reshape(image.rows, image.columns)
+            return np.frombuffer(_received(process.stdout, count), kind).reshape(shape)
         except (OSError, EOFError):
             self.stop()
             raise NotDecodedError from None
@@ -136,6 +140,7 @@ def _by_gdcm(codestream: bytes, image: Image) -> bytes:
     from pydicom.pixels.common import PhotometricInterpretation
     from pydicom.uid import UID
 
+    colours = PhotometricInterpretation.RGB  # raw values: in which colours they are does not matter here
     decoder = get_decoder(UID(f"1.2.840.10008.1.2.4.{image.process}"))
     try:
         decoded, _ = decoder.as_array(
@@ -146,8 +151,9 @@ def _by_gdcm(codestream: bytes, image: Image) -> bytes:
             rows=image.rows,
             columns=image.columns,
             number_of_frames=1,
-            samples_per_pixel=1,
-            photometric_interpretation=PhotometricInterpretation.MONOCHROME2,
+            samples_per_pixel=image.samples,
+            photometric_interpretation=colours if image.samples > 1 else PhotometricInterpretation.MONOCHROME2,
+            planar_configuration=0,
             pixel_representation=image.signed,
             bits_allocated=image.bits_allocated,
             bits_stored=image.bits_stored,

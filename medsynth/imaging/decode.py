@@ -25,6 +25,7 @@ LARGEST_SIDE = 1 << 14
 
 ROWS, COLUMNS, FRAMES, SAMPLES, SYNTAX = 0x00280010, 0x00280011, 0x00280008, 0x00280002, 0x00020010
 BITS_ALLOCATED, BITS_STORED, HIGH_BIT, SIGNED = 0x00280100, 0x00280101, 0x00280102, 0x00280103
+DESCRIBED = (ROWS, COLUMNS, BITS_ALLOCATED, BITS_STORED, SIGNED, SAMPLES)
 NATIVE = {IMPLICIT, "1.2.840.10008.1.2.1", DEFLATED}
 
 READ_TAGS = GEOMETRY_TAGS | {
@@ -61,11 +62,11 @@ def stored_frames(dataset: Dataset, frames: Iterable[int], which: str) -> Iterat
         native = _native(dataset)
         if native is not None:
             yield from native[wanted] if len(native) > 1 else native
-        elif plugin and not _is_plain(dataset):
+        elif plugin and not (is_plain(dataset) and whole(dataset, SAMPLES, 1) == 1):
             raise damaged
         elif plugin == "gdcm":
             for frame in wanted:
-                yield _decoded_apart(dataset, frame)
+                yield lossless_frame(dataset, frame)
         elif len(wanted) == 1:
             yield np.asarray(pixel_array(dataset, index=wanted[0], raw=True, decoding_plugin=plugin))
         else:
@@ -73,25 +74,32 @@ def stored_frames(dataset: Dataset, frames: Iterable[int], which: str) -> Iterat
     except DECODE_ERRORS:
         raise damaged from None
     except BaseException as error:
-        # The RLE decoder is written in Rust and ends in a panic, which is no Exception and has no name to import.
-        if type(error).__module__ != "pyo3_runtime":
+        if not is_panic(error):
             raise
         raise damaged from None
 
 
-def _decoded_apart(dataset: Dataset, frame: int) -> NDArray:
-    """One frame of JPEG lossless [rows, columns]."""
+def is_panic(error: BaseException) -> bool:
+    """Whether the RLE decoder gave up: it is written in Rust and ends in a panic, which has no name to import."""
+    return type(error).__module__ == "pyo3_runtime"
+
+
+def lossless_frame(dataset: Dataset, frame: int) -> NDArray:
+    """One frame of JPEG lossless [rows, columns], [rows, columns, 3] in colour, decoded in a process apart.
+
+    Raises NotDecodedError and `DECODE_ERRORS`.
+    """
     codestream = get_frame(dataset[PIXEL_DATA].value, frame, number_of_frames=whole(dataset, FRAMES, 1))
     process = int(text(dataset.file_meta, SYNTAX).rpartition(".")[2])
-    described = (whole(dataset, tag, 0) for tag in (ROWS, COLUMNS, BITS_ALLOCATED, BITS_STORED, SIGNED))
+    described = [whole(dataset, tag, 1 if tag == SAMPLES else 0) for tag in DESCRIBED]
     return decode_apart(codestream, Image(process, *described))
 
 
-def _is_plain(dataset: Dataset) -> bool:
+def is_plain(dataset: Dataset) -> bool:
     """Whether pixels are described as decoders expect: some end the process where they are not."""
     bits, stored, high = (whole(dataset, tag, 0) for tag in (BITS_ALLOCATED, BITS_STORED, HIGH_BIT))
     sign, samples = whole(dataset, SIGNED, 0), whole(dataset, SAMPLES, 1)
-    return bits in (8, 16) and 0 < stored <= bits and high == stored - 1 and sign in (0, 1) and samples == 1
+    return bits in (8, 16) and 0 < stored <= bits and high == stored - 1 and sign in (0, 1) and samples in (1, 3)
 
 
 def _native(dataset: Dataset) -> NDArray | None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 from medsynth.errors import DataError, GeometryError, MedsynthError, UnreadableError
 from medsynth.imaging.decode import read_whole, stored_frames
-from medsynth.imaging.headers import DAMAGED_BESIDE, IMAGE_CLASSES, Fault, Group, Header, quiet, read_header
+from medsynth.imaging.headers import DAMAGED_BESIDE, IMAGE_CLASSES, Fault, Group, Header, read_header
 from medsynth.imaging.parts import parts_of, without_copies
 from medsynth.imaging.planes import Plane, planes_of
+from medsynth.imaging.quiet import quiet_pydicom
 from medsynth.imaging.regular import order_of, regular_grid
 from medsynth.imaging.scan import ARBITRARY, HU, Scan, make_scan
 from medsynth.imaging.stack import Stack, stack_planes
@@ -95,7 +96,7 @@ def find_series(folder: Path, *, progress: Progress | None = None) -> Found:
     groups: dict[Group, list[Header]] = {}
     skipped: list[tuple[Path, str]] = []
     damaged: set[Path] = set()
-    with quiet(), (progress or Silent()).task("reading headers", len(paths)) as advance:
+    with quiet_pydicom(), (progress or Silent()).task("reading headers", len(paths)) as advance:
         for path in paths:
             header = read_header(path)
             if isinstance(header, Header):
@@ -133,7 +134,7 @@ def read_series(series: Series, deidentifier: Deidentifier, *, irregular: Irregu
         file, frame = series.images[number]
         wanted.setdefault(file, []).append((frame, k))
     volume = Volume(len(order))
-    with quiet():
+    with quiet_pydicom():
         for file, frames in wanted.items():
             which = f"file {file + 1} of {total} of the series"
             dataset = deidentifier.dataset(read_whole(series.files[file], which))
@@ -194,6 +195,10 @@ def _series(headers: list[Header], copies: int, *, damaged: bool) -> list[Series
     faults = [header.fault for header in headers if header.fault is not None]
     if damaged:
         faults.append(DAMAGED_BESIDE)
+    patients = len({header.patient for header in headers})
+    if patients > 1:
+        words = f"expected one patient in a series, found {patients} patients by their IDs; export it again, or correct the headers"
+        faults.append(Fault(0, DataError, words))
     fault: Fault | None = min(faults, key=lambda one: one.rank, default=None)
     planes = [] if fault else [plane for header in headers for plane in header.planes]
     images = [] if fault else [(at, frame) for at, header in enumerate(headers) for frame in range(len(header.planes))]

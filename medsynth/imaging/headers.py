@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
@@ -56,7 +52,6 @@ PLUGINS = {
 }
 """Transfer syntax -> pydicom's plugin that decodes it. One each: the others would be tried after a failure, and gdcm ends the
 whole process on damaged JPEG-LS."""
-CODEC_LOGGERS = ("pydicom", "openjpeg", "pylibjpeg")
 
 
 class Fault(NamedTuple):
@@ -220,26 +215,3 @@ def _decodable(name: str) -> bool:
     if not syntax.is_compressed or syntax.is_deflated:
         return True
     return name in PLUGINS and PLUGINS[name] in get_decoder(syntax).available_plugins
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep pydicom's warnings off every log: they repeat header values that it finds invalid, and file names.
-
-    Nothing is lost: what a warning would be about is checked here and refused in words of ours.
-    """
-    settings = pydicom.config.settings
-    validation = settings.reading_validation_mode
-    loggers = [logging.getLogger(name) for name in CODEC_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    settings.reading_validation_mode = pydicom.config.IGNORE
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"pydicom\b")
-            yield
-    finally:
-        settings.reading_validation_mode = validation
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

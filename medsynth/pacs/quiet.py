@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
+from medsynth.imaging.quiet import quiet_pydicom
 
 TALKATIVE = ("pynetdicom", "dicomweb_client", "urllib3", "requests")
 SILENT = logging.CRITICAL + 1

@@ -15,9 +15,9 @@ from medsynth.imaging.deidentify import Deidentifier, SecretKey
 from medsynth.imaging.deidentify.elements import DAMAGE
 from medsynth.imaging.deidentify.identifiers import Gathered
 from medsynth.imaging.deidentify.linking import Link, link_of
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
 from medsynth.imaging.deidentify.residual import Identifiers, identifying_values, scan_bytes
 from medsynth.imaging.deidentify.written_dates import Date
+from medsynth.imaging.quiet import quiet_pydicom
 
 ACCESSION_NUMBER, STUDY = 0x00080050, 0x0020000D
 PATIENT_TAGS = (

@@ -16,7 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 from medsynth.imaging import walk
 from medsynth.imaging.decode import READ_TAGS
-from medsynth.imaging.headers import HEADER_TAGS, quiet
+from medsynth.imaging.headers import HEADER_TAGS
 
 BUNDLED = sorted((Path(pydicom.data.__file__).parent / "test_files").rglob("*"))
 
@@ -55,7 +55,7 @@ def plain(dataset):
 @pytest.mark.parametrize("pixels", [False, True])
 def test_every_file_of_pydicom_reads_as_pydicom_reads_it(pixels):
     compared = 0
-    with quiet():
+    with quiet_pydicom():
         for path in BUNDLED:
             if path.is_file() and path.stat().st_size:
                 ours, theirs = both(path, pixels)

@@ -46,11 +46,11 @@ from medsynth.imaging.deidentify.markers import (
     file_meta_of,
 )
 from medsynth.imaging.deidentify.pixels import clean_pixel_element
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
 from medsynth.imaging.deidentify.retained import retained_texts
 from medsynth.imaging.deidentify.safe_private import load_safe_private
 from medsynth.imaging.deidentify.structured import clean_content_item
 from medsynth.imaging.deidentify.table import Rule, Rules, load_table
+from medsynth.imaging.quiet import quiet_pydicom
 
 Elements: TypeAlias = dict[BaseTag, Element]
 Action: TypeAlias = Callable[[Any, Rule, Case], Element | None]

@@ -24,10 +24,10 @@ from pydicom.sequence import Sequence as Items
 import medsynth
 from medsynth.errors import DataError, GeometryError, PrivacyError, UsageError
 from medsynth.imaging.deidentify.elements import DAMAGE
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
 from medsynth.imaging.deidentify.stored import put_stored_values, replace, stored_values
 from medsynth.imaging.nifti import read_nifti, write_nifti
 from medsynth.imaging.planes import Plane, planes_of
+from medsynth.imaging.quiet import quiet_pydicom
 from medsynth.imaging.scan import ARBITRARY, HU, Scan, affine_of, grid_distance_mm, make_scan, same_grid
 from medsynth.imaging.stack import stack_planes
 

@@ -15,8 +15,8 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from medsynth.imaging.deidentify.elements import DAMAGE, whole_number
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
 from medsynth.imaging.deidentify.suspicion import text_values
+from medsynth.imaging.quiet import quiet_pydicom
 
 VISUAL_FEATURES, BODY_PART, SPACING = 0x00280302, 0x00180015, 0x00280030
 SERIES_TEXTS = (0x0008103E, 0x00181030)

@@ -18,9 +18,9 @@ from medsynth.imaging.deidentify.encode import Encoded, encode
 from medsynth.imaging.deidentify.heads import could_show_a_face
 from medsynth.imaging.deidentify.identifiers import Identifiers
 from medsynth.imaging.deidentify.linking import Link, link_of
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
 from medsynth.imaging.deidentify.residual import Looked, ResidualSearch
 from medsynth.imaging.deidentify.tally import NO_SERIES, Counts
+from medsynth.imaging.quiet import quiet_pydicom
 
 READ_ERRORS = (*DAMAGE, AttributeError, LookupError, ArithmeticError, zlib.error)
 """What pydicom raises on damaged elements; its texts quote values and are never passed on."""

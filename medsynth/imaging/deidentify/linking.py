@@ -29,7 +29,7 @@ from pydicom.dataset import Dataset
 from medsynth.errors import PrivacyError, UnreadableError, UsageError
 from medsynth.imaging.deidentify.elements import DAMAGE
 from medsynth.imaging.deidentify.keys import SecretKey, check_closed, check_folder
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
+from medsynth.imaging.quiet import quiet_pydicom
 
 FORMAT = "medsynth linking table 1"
 THING = "linking table"

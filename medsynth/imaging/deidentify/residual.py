@@ -22,8 +22,8 @@ from medsynth.errors import UnreadableError
 from medsynth.imaging.deidentify.elements import ascii_text
 from medsynth.imaging.deidentify.encode import Encoded
 from medsynth.imaging.deidentify.identifiers import CHARACTER_SET, Gathered, Identifiers, unfolded
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
 from medsynth.imaging.deidentify.written_dates import Date
+from medsynth.imaging.quiet import quiet_pydicom
 
 __all__ = ["Hit", "Identifiers", "ResidualSearch", "identifying_values", "scan_bytes", "scan_folder", "scan_places"]
 

@@ -17,13 +17,17 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from medsynth.errors import UnreadableError
+from medsynth.imaging.decode import is_panic, is_plain, lossless_frame
 from medsynth.imaging.deidentify.elements import DAMAGE, EXPLICIT_LITTLE, encoding_of
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
+from medsynth.imaging.headers import PLUGINS
+from medsynth.imaging.quiet import quiet_pydicom
 
 DECODE_ERRORS = (*DAMAGE, AttributeError, KeyError, IndexError, RuntimeError, MemoryError, ArithmeticError)
+UNDECODABLE = "expected pixels that can be decoded, found missing, damaged or unsupported ones; export the file again"
 EXTENDED_OFFSETS = (0x7FE00001, 0x7FE00002)
 ALWAYS_LOSSY = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
 """JPEG Baseline and Extended. JPEG-LS and JPEG 2000 have syntaxes that may be lossy or not: only their header knows."""
@@ -78,13 +82,35 @@ def stored_values(dataset: Dataset, *, pixels: bytes | None = None) -> tuple[NDA
             holder["PixelData"] = dataset["PixelData"]
             if pixels is not None:
                 holder["PixelData"] = DataElement(0x7FE00010, dataset["PixelData"].VR, pixels)
-            array, meta = get_decoder(syntax).as_array(holder, raw=True)
+            array, photometric = _decoded(holder, syntax)
             rows, columns, samples = int(holder.Rows), int(holder.Columns), int(holder.get("SamplesPerPixel") or 1)
-            return np.asarray(array).reshape(-1, rows, columns, samples), str(meta["photometric_interpretation"])
+            return array.reshape(-1, rows, columns, samples), photometric
         except DECODE_ERRORS:
-            raise UnreadableError(
-                "expected pixels that can be decoded, found missing, damaged or unsupported ones; export the file again"
-            ) from None
+            raise UnreadableError(UNDECODABLE) from None
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise UnreadableError(UNDECODABLE) from None
+
+
+def _decoded(holder: Dataset, syntax: UID) -> tuple[NDArray, str]:
+    """All frames and their photometric interpretation, by the one decoder that damaged pixels cannot crash.
+
+    RLE by pydicom's own, which minds none of the header's unused offsets: those may hold what has to be cleaned.
+    """
+    plugin = "pydicom" if syntax == RLELossless else PLUGINS.get(str(syntax), "")
+    if syntax in NATIVE:
+        array, meta = get_decoder(syntax).as_array(holder, raw=True)
+    elif plugin == "gdcm":
+        if not is_plain(holder):
+            raise ValueError(UNDECODABLE)
+        frames = range(int(holder.get("NumberOfFrames") or 1))
+        return np.stack([lossless_frame(holder, frame) for frame in frames]), str(holder.PhotometricInterpretation)
+    elif plugin:
+        array, meta = get_decoder(syntax).as_array(holder, raw=True, decoding_plugin=plugin)
+    else:
+        raise NotImplementedError(UNDECODABLE)
+    return np.asarray(array), str(meta["photometric_interpretation"])
 
 
 def put_stored_values(clean: Dataset, values: NDArray, photometric: str) -> None:

@@ -35,10 +35,10 @@ from medsynth.imaging.deidentify.instance import (
 )
 from medsynth.imaging.deidentify.keys import SecretKey
 from medsynth.imaging.deidentify.linking import Link
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
 from medsynth.imaging.deidentify.residual import ResidualSearch
 from medsynth.imaging.deidentify.store import CLASH, DUPLICATE, outcome_of, storage_told, write_pieces
 from medsynth.imaging.deidentify.tally import NO_SERIES, Kind, Outcome
+from medsynth.imaging.quiet import quiet_pydicom
 
 CHUNK = 16
 """Files that a process takes at once: neighbours, mostly of one series."""

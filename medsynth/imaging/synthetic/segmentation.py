@@ -17,8 +17,8 @@ from pydicom.sr.codedict import codes
 from medsynth import __version__
 from medsynth.errors import DataError, UnreadableError
 from medsynth.imaging.deidentify.elements import DAMAGE
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
 from medsynth.imaging.grid import in_axis_order_of
+from medsynth.imaging.quiet import quiet_pydicom
 from medsynth.imaging.scan import Scan, make_scan
 from medsynth.imaging.synthetic.header import (
     DESCRIPTION,

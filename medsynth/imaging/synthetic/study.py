@@ -12,7 +12,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 
 from medsynth.errors import DataError, GeometryError
-from medsynth.imaging.deidentify.quiet import quiet_pydicom
+from medsynth.imaging.quiet import quiet_pydicom
 from medsynth.imaging.scan import Scan, affine_of, modality_of
 from medsynth.imaging.synthetic.header import IMAGE_CLASS, Origin, Uids, ds, series_header
 from medsynth.imaging.synthetic.segmentation import segmentation
