@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from medsynth.imaging.deidentify import Deidentifier
 
 Irregular = Literal["refuse", "resample"]
+SYNTHETIC = "expected scans of patients, found synthetic ones made by medsynth; keep them in a folder of their own"
 CHANGED = "the files have changed since their headers were read; index the folder again"
 
 
@@ -49,6 +50,8 @@ class Series:
     """Which of several volumes of the series this is: `echo=2`; empty where there is one."""
     description: str = ""
     """Class of scan, see `describe`."""
+    synthetic: bool = False
+    """Made by medsynth, and so nothing to train on."""
     copies: int = 0
     """Files left out because they repeat one of these."""
     fault: str = ""
@@ -218,6 +221,7 @@ def _series(headers: list[Header], copies: int, *, damaged: bool) -> list[Series
                 images=tuple((renumbered[images[place][0]], images[place][1]) for place in places),
                 part=part,
                 description=_common({header.description for header in members} if part else kinds),
+                synthetic=any(header.synthetic for header in members),
                 copies=copies,
                 fault="" if fault is None else fault.words,
                 fault_kind=DataError if fault is None else fault.kind,

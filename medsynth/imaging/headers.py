@@ -17,7 +17,7 @@ from medsynth.errors import DataError, MedsynthError, PrivacyError, UnreadableEr
 from medsynth.imaging.describe import DESCRIPTION_TAGS, description_class
 from medsynth.imaging.fields import items, plain_words, text, whole
 from medsynth.imaging.planes import PLANE_TAGS, Plane, planes_of
-from medsynth.imaging.scan import HU
+from medsynth.imaging.scan import HU, SYNTHETIC_MANUFACTURER
 from medsynth.imaging.walk import READ_ERRORS, read_elements
 
 IMAGE_CLASSES = {
@@ -34,6 +34,7 @@ DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 SOP_CLASS, SOP_INSTANCE, MEDIA_CLASS, SYNTAX = 0x00080016, 0x00080018, 0x00020002, 0x00020010
 PATIENT, STUDY, SERIES, NUMBER = 0x00100020, 0x0020000D, 0x0020000E, 0x00200011
 IMAGE_TYPE, BURNED_IN, SAMPLES, RESCALE_TYPE, COLUMNS = 0x00080008, 0x00280301, 0x00280002, 0x00281054, 0x00280011
+MANUFACTURER = 0x00080070
 SHARED, VALUES_IN, BITS_STORED = 0x52009229, 0x00289145, 0x00280101
 
 HEADER_TAGS = (
@@ -85,6 +86,8 @@ class Header:
     fault: Fault | None
     description: str
     syntax: str
+    synthetic: bool
+    """Made by medsynth itself."""
 
 
 def read_header(path: Path) -> Header | tuple[str, bool]:
@@ -128,6 +131,7 @@ def _record(path: Path, sop_class: str, dataset: Dataset) -> Header:
         fault=_once(fault) if fault else None,
         description=description_class(*plain_words(dataset, *sorted(DESCRIPTION_TAGS))),
         syntax=_once(syntax),
+        synthetic=text(dataset, MANUFACTURER) == SYNTHETIC_MANUFACTURER,
     )
 
 

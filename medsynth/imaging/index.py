@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsynth.errors import DataError, RefusedError, UnreadableError, UsageError
-from medsynth.imaging.dicom import Found, Series, find_series
+from medsynth.imaging.dicom import SYNTHETIC, Found, Series, find_series
 from medsynth.imaging.formats import is_other_volume, other_volume_grid
 from medsynth.imaging.masks import images_of, looks_like_mask
 from medsynth.imaging.nifti import is_nifti, nifti_affine, open_nifti
@@ -108,7 +108,7 @@ def _series_row(series: Series, found: Found, patient: str) -> IndexRow:
     image = series.files[0] if len(series.files) == 1 else series.folder
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
-    reason = _ambiguity(series, found)
+    reason = SYNTHETIC if series.synthetic else _ambiguity(series, found)
     try:
         stack = series.stack()
         shape, spacing = stack.shape, tuple(float(length) for length in column_lengths(stack.affine))

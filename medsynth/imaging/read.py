@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsynth.errors import DataError, GeometryError, UnreadableError
-from medsynth.imaging.dicom import Found, Irregular, Series, find_series, read_series
+from medsynth.imaging.dicom import SYNTHETIC, Found, Irregular, Series, find_series, read_series
 from medsynth.imaging.formats import is_other_volume, read_other_volume
 from medsynth.imaging.grid import in_axis_order_of
 from medsynth.imaging.nifti import is_nifti, read_nifti
@@ -44,6 +44,8 @@ def read_scan(
     if not path.exists():
         raise UnreadableError(f"expected a scan, found nothing at {path}; check the path")
     series = choose_series(find_series(path), series_uid or None)
+    if series.synthetic:
+        raise DataError(SYNTHETIC)
     if modality and series.modality and series.modality != modality:
         raise DataError(f"expected a series of {modality}, found {series.modality}; correct the table or the folder")
     return read_series(series, deidentifier, irregular=irregular)

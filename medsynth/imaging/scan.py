@@ -24,6 +24,8 @@ META_KEYS = frozenset({"modality", "unit", "resampled"})
 HU = "HU"
 ARBITRARY = "a.u."
 """Unit of intensities that have none, as in MR."""
+SYNTHETIC_MANUFACTURER = "Synthetic (medsynth)"
+"""What synthetic DICOM names as its maker. Not `medsynth` alone, which dcm2niix takes for the maker Mediso."""
 
 MAX_SHEAR_DEGREES = 0.3
 """How far two voxel axes may be from perpendicular: room for header rounding, not for a tilted gantry."""

@@ -19,6 +19,8 @@ from dicom_series import AsItIs, rotation
 from medsynth.errors import DataError, GeometryError, UnreadableError
 from medsynth.imaging.dicom import find_series, read_series
 from medsynth.imaging.grid import in_axis_order_of
+from medsynth.imaging.index import index_folder
+from medsynth.imaging.read import read_scan
 from medsynth.imaging.scan import Scan, affine_of, make_scan, same_grid, world_mm
 from medsynth.imaging.synthetic import study
 from medsynth.imaging.synthetic.header import Origin, Uids
@@ -241,6 +243,15 @@ def test_every_object_says_that_it_is_synthetic(kind: str, tmp_path: Path) -> No
         assert list(found.ImageType[:2]) == ["DERIVED", "SECONDARY"]
         assert "diagnosis=malignant" in found.DerivationDescription
     assert all("synthetic" in path.name for path in (tmp_path / "study").rglob("*.dcm"))
+
+
+def test_a_synthetic_series_is_nothing_to_train_on(tmp_path: Path) -> None:
+    write_study(scan_of("CT", GRIDS["model box"]), tmp_path / "S1", origin())
+    (row,) = index_folder(tmp_path / "S1")
+    assert not row.usable
+    assert "synthetic" in row.reason
+    with pytest.raises(DataError, match="found synthetic ones"):
+        read_scan(tmp_path / "S1", deidentifier=AsItIs())
 
 
 def test_writing_again_gives_the_same_bytes_and_anything_else_other_uids(tmp_path: Path) -> None:

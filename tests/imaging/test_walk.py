@@ -17,6 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 from medsynth.imaging import walk
 from medsynth.imaging.decode import READ_TAGS
 from medsynth.imaging.headers import HEADER_TAGS
+from medsynth.imaging.quiet import quiet_pydicom
 
 BUNDLED = sorted((Path(pydicom.data.__file__).parent / "test_files").rglob("*"))
 

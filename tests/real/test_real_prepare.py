@@ -81,8 +81,7 @@ def test_the_irregular_series_is_resampled_where_that_is_asked_for_and_the_manif
 
 def test_heads_are_left_out_unless_faces_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "cohort.csv").write_text(
-        "patient,image,split\n"
-        f"p1,{DATA / 'dicom' / 'ct_abdomen_j2k'},train\np2,{DATA / 'dicom' / 'mr_t1_head'},train\n"
+        f"patient,image,split\np1,{DATA / 'dicom' / 'ct_abdomen_j2k'},train\np2,{DATA / 'dicom' / 'mr_t1_head'},train\n"
     )
     (tmp_path / "mixed.yaml").write_text(DICOM)
     assert prepare(str(tmp_path / "mixed.yaml"), tmp_path / "w", "--set", "deidentify.accept_faces=false") == 3

@@ -21,12 +21,10 @@ from pydicom.valuerep import format_number_as_ds
 
 from medsynth import __version__
 from medsynth.errors import DataError
-from medsynth.imaging.scan import HU, Scan, affine_of, modality_of, unit_of
+from medsynth.imaging.scan import HU, SYNTHETIC_MANUFACTURER, Scan, affine_of, modality_of, unit_of
 from medsynth.imaging.synthetic.slices import Slices, Stored
 
 DESCRIPTION = "SYNTHETIC - NOT A PATIENT"
-MANUFACTURER = "Synthetic (medsynth)"
-"""Not `medsynth` alone, which dcm2niix takes for the maker Mediso."""
 IMAGE_CLASS = {"CT": CTImageStorage, "MR": MRImageStorage}
 NO_DATE, NO_TIME = "19000101", "000000"
 """Of study and content, where a date must be: valid, and that of no scan."""
@@ -90,13 +88,13 @@ def mark_synthetic(dataset: Dataset, origin: Origin) -> None:
     dataset.SyntheticData = "YES"
     dataset.StudyDescription = DESCRIPTION
     dataset.SeriesDescription = DESCRIPTION
-    dataset.Manufacturer = MANUFACTURER
+    dataset.Manufacturer = SYNTHETIC_MANUFACTURER
     dataset.ManufacturerModelName = "medsynth"
     dataset.SoftwareVersions = __version__
     purpose = item(CodeValue="109100", CodingSchemeDesignator="DCM", CodeMeaning="Synthesizing Equipment")
     dataset.ContributingEquipmentSequence = [
         item(
-            Manufacturer=MANUFACTURER,
+            Manufacturer=SYNTHETIC_MANUFACTURER,
             ManufacturerModelName="medsynth",
             SoftwareVersions=__version__,
             ContributionDescription=_cut(f"model {origin.model}; seed {origin.seed}; {origin.sampling}", LONGEST_TEXT),

@@ -19,11 +19,10 @@ from medsynth.errors import DataError, UnreadableError
 from medsynth.imaging.deidentify.elements import DAMAGE
 from medsynth.imaging.grid import in_axis_order_of
 from medsynth.imaging.quiet import quiet_pydicom
-from medsynth.imaging.scan import Scan, make_scan
+from medsynth.imaging.scan import SYNTHETIC_MANUFACTURER, Scan, make_scan
 from medsynth.imaging.synthetic.header import (
     DESCRIPTION,
     LONGEST_NAME,
-    MANUFACTURER,
     NO_DATE,
     NO_TIME,
     Origin,
@@ -69,7 +68,7 @@ def segmentation(
         series_number=2,
         sop_instance_uid=uids.make("mask", str(order), hashlib.sha256(numbered.tobytes()).hexdigest()),
         instance_number=1,
-        manufacturer=MANUFACTURER,
+        manufacturer=SYNTHETIC_MANUFACTURER,
         manufacturer_model_name="medsynth",
         software_versions=__version__,
         device_serial_number=origin.model[:LONGEST_NAME] or "none",
