@@ -41,6 +41,7 @@ HEADER_TAGS = (
     frozenset({SOP_CLASS, SOP_INSTANCE, PATIENT, STUDY, SERIES, NUMBER, IMAGE_TYPE, BURNED_IN, SAMPLES, RESCALE_TYPE})
     | PLANE_TAGS
     | DESCRIPTION_TAGS
+    | {MANUFACTURER}
 )
 NO_RESCALE = "a CT image has no rescale slope and intercept, so its values in HU are unknown; leave it out"
 JPEG = "1.2.840.10008.1.2.4."
