@@ -82,7 +82,7 @@ class Screen:
 def as_lines(result: dict[str, Any], indent: str = "") -> Iterator[str]:
     """A result for reading: `key: value`, nested by indentation."""
     for key, value in result.items():
-        label = key.replace("_", " ")
+        label = key.replace("_", " ") if key.isidentifier() else key
         if isinstance(value, dict):
             yield f"{indent}{label}:"
             yield from as_lines(value, indent + "  ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +22,7 @@ from medsynth.errors import UsageError
 if TYPE_CHECKING:
     from medsynth.config.deidentify import Deidentify
     from medsynth.console import Screen
-    from medsynth.imaging.deidentify.folder import FolderReport
+    from medsynth.imaging.deidentify.folder import FolderReport, LeftOut
 
 
 def add_to(app: typer.Typer) -> None:
@@ -59,10 +61,19 @@ def _verb(
         report, facts = rehearse(folder, out, key_file, settings, workers, screen)
     else:
         report, facts = deidentify_scans(folder, out, key_file, settings, linking_table, workers, screen)
-    for entry in report.left_out:
-        screen.say(f"file {entry.number}: left out: {entry.reason}")
+    for line in left_out_lines(report.left_out):
+        screen.say(line)
     show_result(facts, json_, quiet)
     report.raise_if_incomplete()
+
+
+def left_out_lines(left_out: Sequence[LeftOut]) -> Iterator[str]:
+    """A line for each run of files that were left out for the same reason."""
+    runs = groupby(enumerate(left_out), key=lambda pair: (pair[1].number - pair[0], pair[1].reason))
+    for (_, reason), run in runs:
+        numbers = [entry.number for _, entry in run]
+        files = f"file {numbers[0]}" if len(numbers) == 1 else f"files {numbers[0]} to {numbers[-1]}"
+        yield f"{files}: left out: {reason}"
 
 
 def deidentify_scans(
