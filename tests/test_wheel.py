@@ -16,7 +16,7 @@ import yaml
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-KINDS = {".py", ".json", ".css", ".j2", ".typed"}
+KINDS = {".py", ".json", ".css", ".j2", ".typed", ".yaml"}
 """What the package is made of; anything else in its folder would be a leftover."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -129,7 +129,7 @@ def test_the_command_answers_from_the_wheel(installed: Installed) -> None:
 def test_every_preset_and_pipeline_is_found(installed: Installed) -> None:
     code = (
         "import json; from medsynth.config.load import PRESET_SECTIONS; from medsynth.config.shipped import *;"
-        "print(json.dumps({'pipelines': pipelines(), **{s: sorted(presets(s)) for s in PRESET_SECTIONS}}))"
+        "print(json.dumps({'pipelines': pipelines(), **{s: sorted(presets(s)) for s in (*PRESET_SECTIONS, 'pacs')}}))"
     )
     found = json.loads(installed._call(str(installed.python), "-c", code))
     expected = {"pipelines": sorted(path.stem for path in (ROOT / "pipelines").glob("*.yaml"))}

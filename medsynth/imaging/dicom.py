@@ -161,7 +161,7 @@ def read_series(series: Series, deidentifier: Deidentifier, *, irregular: Irregu
             raise
         voxels, affine, done = regular_grid(volume.array, planes)
         return make_scan(voxels, affine, modality=series.modality, unit=unit, resampled=done)
-    return make_scan(volume.turned(), affine, modality=series.modality, unit=unit)
+    return make_scan(volume.array.transpose(2, 1, 0), affine, modality=series.modality, unit=unit)
 
 
 def _means_the_same(plane: Plane, announced: Plane) -> bool:

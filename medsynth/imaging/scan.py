@@ -39,8 +39,8 @@ def make_scan(
 ) -> Scan:
     """A scan from voxels [C, X, Y, Z] or [X, Y, Z] and a 4 x 4 affine (index -> RAS mm).
 
-    `resampled` says what was done to bring an irregular series to a regular grid. Voxels are made contiguous and
-    otherwise kept as they are. Raises DataError where they are not one volume,
+    `resampled` says what was done to bring an irregular series to a regular grid. Voxels are
+    kept as they are, in whatever order they lie in memory. Raises DataError where they are not one volume,
     GeometryError where the affine is not that of a regular grid.
     """
     tensor = bare(voxels)
@@ -50,7 +50,7 @@ def make_scan(
         raise DataError(f"expected voxels [C, X, Y, Z] or [X, Y, Z] with no empty axis, found {list(tensor.shape)}")
     checked = check_affine(affine)
     meta = {"modality": modality, "unit": unit} | ({"resampled": resampled} if resampled else {})
-    return MetaTensor(tensor.contiguous(), affine=torch.from_numpy(checked), meta=meta)
+    return MetaTensor(tensor, affine=torch.from_numpy(checked), meta=meta)
 
 
 def bare(voxels: torch.Tensor | NDArray) -> torch.Tensor:

@@ -1,8 +1,6 @@
-"""Slices made physical and laid into a volume, turned on the way to the order of axes that scans have."""
+"""Slices made physical and laid into a volume."""
 
 from __future__ import annotations
-
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +10,6 @@ from medsynth.errors import UnreadableError
 from medsynth.imaging.fields import whole
 from medsynth.imaging.planes import Plane
 
-MANY_VOXELS = 1 << 22
 LIMITS = np.iinfo(np.int16)
 BITS_STORED, SIGNED = 0x00280101, 0x00280103
 
@@ -59,22 +56,3 @@ class Volume:
         if values.dtype != np.int16 and self.array.dtype == np.int16:
             self.array = self.array.astype(np.float32)
         self.array[k] = values
-
-    def turned(self) -> NDArray:
-        """The voxels [columns, rows, slices]; two threads where they are many.
-
-        Row by row: each row of all slices fits the cache, where a transpose in one go misses it with every value.
-        """
-        slices, rows, columns = self.array.shape
-        voxels = np.empty((columns, rows, slices), dtype=self.array.dtype)
-
-        def turn(chosen: range) -> None:
-            for row in chosen:
-                voxels[:, row, :] = np.ascontiguousarray(self.array[:, row, :]).T
-
-        if self.array.size < MANY_VOXELS:
-            turn(range(rows))
-        else:
-            with ThreadPoolExecutor(2) as pool:
-                list(pool.map(turn, (range(rows // 2), range(rows // 2, rows))))
-        return voxels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import io
 import json
+import signal
 import sys
 import threading
 import time
@@ -157,6 +158,7 @@ def test_a_server_that_is_soon_back_needs_no_second_command(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_interrupted_command_leaves_nothing_running_and_goes_on(
+    request: pytest.FixtureRequest,
     way: str,
     ward_pacs: Orthanc,
     settings: Settings,
@@ -165,6 +167,8 @@ def test_an_interrupted_command_leaves_nothing_running_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = arrivals(monkeypatch, 13, _thread.interrupt_main)
+    handled = signal.signal(signal.SIGINT, signal.default_int_handler)  # test runners' worker processes ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handled))
     before = threading.active_count()
     out = tmp_path / "out"
     command = ("pull", "--from", settings(ward_pacs, way), "--out", out, "--study", f"{ROOT}.1", "--modality", "MR")
