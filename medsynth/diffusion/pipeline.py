@@ -25,7 +25,8 @@ from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.samplers import evaluations_used, sample
 from medsynth.errors import ConfigError, DataError, ModelFolderError
 from medsynth.imaging.intensity import IntensityRule
-from medsynth.imaging.scan import HU, Scan, make_scan
+from medsynth.imaging.scan import Scan, make_scan
+from medsynth.imaging.words import HU
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, mask_name
 from medsynth.models.transformer import LatentTransformer

@@ -19,9 +19,10 @@ from medsynth.imaging.parts import parts_of, without_copies
 from medsynth.imaging.planes import Plane, planes_of
 from medsynth.imaging.quiet import quiet_pydicom
 from medsynth.imaging.regular import order_of, regular_grid
-from medsynth.imaging.scan import ARBITRARY, HU, Scan, make_scan
+from medsynth.imaging.scan import Scan, make_scan
 from medsynth.imaging.stack import Stack, stack_planes
 from medsynth.imaging.volume import Volume, physical
+from medsynth.imaging.words import ARBITRARY, HU
 from medsynth.progress import Progress, Silent
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from medsynth.errors import DataError, MedsynthError, PrivacyError, UnreadableEr
 from medsynth.imaging.describe import DESCRIPTION_TAGS, description_class
 from medsynth.imaging.fields import items, plain_words, text, whole
 from medsynth.imaging.planes import PLANE_TAGS, Plane, planes_of
-from medsynth.imaging.scan import HU, SYNTHETIC_MANUFACTURER
 from medsynth.imaging.walk import READ_ERRORS, read_elements
+from medsynth.imaging.words import HU, SYNTHETIC_MANUFACTURER
 
 IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",

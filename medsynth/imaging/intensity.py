@@ -11,7 +11,8 @@ import torch
 
 from medsynth.config.cohort import HuWindow, Intensity, Percentiles
 from medsynth.errors import DataError, ModelFolderError
-from medsynth.imaging.scan import ARBITRARY, HU, Scan, bare, unit_of
+from medsynth.imaging.scan import Scan, bare, unit_of
+from medsynth.imaging.words import ARBITRARY, HU
 
 Limits = tuple[float, float]
 

@@ -26,8 +26,6 @@ from numpy.typing import NDArray
 
 from medsynth.errors import DataError, GeometryError, UnreadableError
 from medsynth.imaging.scan import (
-    ARBITRARY,
-    HU,
     Scan,
     affine_of,
     check_affine,
@@ -36,6 +34,7 @@ from medsynth.imaging.scan import (
     grid_distance_mm,
     make_scan,
 )
+from medsynth.imaging.words import ARBITRARY, HU
 
 SUFFIXES = (".nii", ".nii.gz")
 WRITTEN_TYPES = ("int16", "uint8", "float32")

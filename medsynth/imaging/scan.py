@@ -21,12 +21,6 @@ Scan: TypeAlias = MetaTensor
 META_KEYS = frozenset({"modality", "unit", "resampled"})
 """What a scan's meta may hold besides MetaTensor's own `affine` and `space`; `resampled` only where that was done."""
 
-HU = "HU"
-ARBITRARY = "a.u."
-"""Unit of intensities that have none, as in MR."""
-SYNTHETIC_MANUFACTURER = "Synthetic (medsynth)"
-"""What synthetic DICOM names as its maker. Not `medsynth` alone, which dcm2niix takes for the maker Mediso."""
-
 MAX_SHEAR_DEGREES = 0.3
 """How far two voxel axes may be from perpendicular: room for header rounding, not for a tilted gantry."""
 

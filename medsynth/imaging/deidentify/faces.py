@@ -28,8 +28,9 @@ from medsynth.imaging.deidentify.stored import put_stored_values, replace, store
 from medsynth.imaging.nifti import read_nifti, write_nifti
 from medsynth.imaging.planes import Plane, planes_of
 from medsynth.imaging.quiet import quiet_pydicom
-from medsynth.imaging.scan import ARBITRARY, HU, Scan, affine_of, grid_distance_mm, make_scan, same_grid
+from medsynth.imaging.scan import Scan, affine_of, grid_distance_mm, make_scan, same_grid
 from medsynth.imaging.stack import stack_planes
+from medsynth.imaging.words import ARBITRARY, HU
 
 TIME_LIMIT_S = 3600.0
 GRID_TOLERANCE_MM = 0.01

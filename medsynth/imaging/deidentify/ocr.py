@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
 PACKAGE = "rapidocr_onnxruntime"
 LEAST_SCORE = 0.5
@@ -77,6 +76,8 @@ class TextFinder:
 def renderings(frame: NDArray) -> list[NDArray[np.uint8]]:
     """`frame` as images of 8 bits [rows, columns, 3]: colours as they are; grey values over their whole range, and by how
     much they differ from their neighbourhood."""
+    from scipy.ndimage import uniform_filter  # a fifth of a second, which most processes never need
+
     if frame.shape[-1] == 3:
         return [_shown(frame, 0, max(255, int(frame.max())))]
     grey = frame[..., 0].astype(np.float32)

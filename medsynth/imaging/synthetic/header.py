@@ -21,8 +21,9 @@ from pydicom.valuerep import format_number_as_ds
 
 from medsynth import __version__
 from medsynth.errors import DataError
-from medsynth.imaging.scan import HU, SYNTHETIC_MANUFACTURER, Scan, affine_of, modality_of, unit_of
+from medsynth.imaging.scan import Scan, affine_of, modality_of, unit_of
 from medsynth.imaging.synthetic.slices import Slices, Stored
+from medsynth.imaging.words import HU, SYNTHETIC_MANUFACTURER
 
 DESCRIPTION = "SYNTHETIC - NOT A PATIENT"
 IMAGE_CLASS = {"CT": CTImageStorage, "MR": MRImageStorage}

@@ -19,7 +19,7 @@ from medsynth.errors import DataError, UnreadableError
 from medsynth.imaging.deidentify.elements import DAMAGE
 from medsynth.imaging.grid import in_axis_order_of
 from medsynth.imaging.quiet import quiet_pydicom
-from medsynth.imaging.scan import SYNTHETIC_MANUFACTURER, Scan, make_scan
+from medsynth.imaging.scan import Scan, make_scan
 from medsynth.imaging.synthetic.header import (
     DESCRIPTION,
     LONGEST_NAME,
@@ -30,6 +30,7 @@ from medsynth.imaging.synthetic.header import (
     mark_synthetic,
 )
 from medsynth.imaging.synthetic.slices import RAS_TO_LPS, Slices
+from medsynth.imaging.words import SYNTHETIC_MANUFACTURER
 
 READ_FAILURES = (InvalidDicomError, *DAMAGE, AttributeError, KeyError, IndexError, RuntimeError)
 

@@ -416,3 +416,9 @@ def test_many_files_in_parallel(key: SecretKey, tmp_path: Path) -> None:
     audit = json.loads((tmp_path / "out" / "deidentification.json").read_text())
     assert audit["attributes"]["PatientID"]["pseudonym"] == 600
     assert sum(row["written"] for row in audit["series"]) == 600
+
+
+def test_worker_processes_bring_no_tensors_with_them() -> None:
+    """Each would take seconds to start and half a gigabyte."""
+    code = "import sys, medsynth.imaging.deidentify.workers; sys.exit(bool({'torch', 'monai', 'highdicom'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
