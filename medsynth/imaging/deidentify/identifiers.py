@@ -37,6 +37,8 @@ SHORTEST_CODE = 5
 SHORTEST_NUMBER = 6
 """Characters below which a value would be found by chance: in scripts of East Asia, names, whole values, words, tokens with
 digits and numbers alone."""
+MOST_WORDS = 12
+"""Of a family name and of given names that are paired: what has more is no name but a damaged length."""
 
 CHARACTER_SET = 0x00080005
 ALL_PRINTABLE = re.compile(rb"[\x20-\x7e]{%d,}" % SHORTEST_VALUE)
@@ -243,7 +245,7 @@ def _forms_of_name(value: str) -> Iterator[str]:
         given = [word for component in others for word in component]
         for word in (*family, *given, *re.findall(r"\w+", "^".join(group.split("^")[3:]))):
             yield from (form for form in _spellings(word) if _is_telling(form, SHORTEST_NAME))
-        for last, first in ((last, first) for last in family for first in given):
+        for last, first in ((last, first) for last in family[:MOST_WORDS] for first in given[:MOST_WORDS]):
             if _is_ordinary(last) and _is_ordinary(first):
                 continue
             for one, two in permutations((last, first)):
