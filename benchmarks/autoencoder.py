@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import alone, best_seconds, machine, over, peak_mib, write
+from benchmarks.harness import alone, best_seconds, over, peak_mib, setting, write
 
 OURS, PEER = "medsynth", "monai-maisi"
 
@@ -125,17 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
             shared = (options.width, options.blocks, tiled, options.device, options.dtype, options.threads)
             rows.append(alone(measure, name, side, *shared))
     print(table(rows))
-    import monai
-    import torch
-
-    record = {
-        "device": machine(options.device),
-        "threads": options.threads,
-        "dtype": options.dtype,
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "rows": rows,
-    }
+    record = {**setting(options.device, options.threads, options.dtype), "rows": rows}
     write(f"autoencoder-{options.device}-{options.dtype}", record, options.out)
 
 

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import alone, best_seconds, machine, over, peak_mib, write
+from benchmarks.harness import alone, best_seconds, over, peak_mib, setting, write
 
 CHANNELS = 4
 HEAD_CHANNELS = 32
@@ -141,17 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
             print(table([row for row in rows if row["side"] == side]).splitlines()[-1], flush=True)
     print(table(rows))
-    import monai
-    import torch
-
-    record = {
-        "device": machine(options.device),
-        "threads": options.threads,
-        "dtype": options.dtype,
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "rows": rows,
-    }
+    record = {**setting(options.device, options.threads, options.dtype), "rows": rows}
     write(f"denoiser-{options.device}-{options.dtype}", record, options.out)
 
 

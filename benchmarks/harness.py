@@ -69,6 +69,15 @@ def machine(device: str) -> str:
     return names[0] if names else platform.machine()
 
 
+def setting(device: str, threads: int, dtype: str) -> dict[str, Any]:
+    """What a record says of how it was measured."""
+    import monai
+    import torch
+
+    versions = {"torch": torch.__version__, "monai": monai.__version__}
+    return {"device": machine(device), "threads": threads, "dtype": dtype, **versions}
+
+
 def write(name: str, record: dict[str, Any], out: Path | None = None) -> Path:
     """The record as JSON in `benchmarks/results/`, or where `out` says."""
     path = out or RESULTS / f"{name}.json"
