@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from medsynth.config.generator import ScanFormat
+from medsynth.config.generate import ScanFormat
 from medsynth.config.pipeline import Pipeline
 from medsynth.console import Screen
 from medsynth.errors import UsageError

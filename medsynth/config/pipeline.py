@@ -6,11 +6,14 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from medsynth.config.autoencoder import Autoencoder
 from medsynth.config.base import ConfigPath, Name, Settings
 from medsynth.config.cohort import CategoryCondition, Cohort, Condition, MaskCondition, Prepare
 from medsynth.config.deidentify import Deidentify
+from medsynth.config.denoiser import Denoiser
 from medsynth.config.evidence import Evaluate, Register, Tracking
-from medsynth.config.generator import Autoencoder, Compute, Denoiser, Generate
+from medsynth.config.generate import Generate
+from medsynth.config.training import Compute
 
 RESERVED = frozenset(
     [

@@ -23,8 +23,8 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from medsynth.config.base import plain
-from medsynth.config.generator import DiffusionObjective, FlowObjective
-from medsynth.config.generator import Objective as ObjectiveSettings
+from medsynth.config.denoiser import DiffusionObjective, FlowObjective
+from medsynth.config.denoiser import Objective as ObjectiveSettings
 from medsynth.diffusion.angle import NOISE, from_alpha_bar, mix, per_sample, to_alpha_bar
 
 TRAINING_LEVELS = 1000

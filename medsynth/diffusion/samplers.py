@@ -37,7 +37,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from torch import Tensor
 
 from medsynth.config.explain import nearest
-from medsynth.config.generator import Sampler
+from medsynth.config.generate import Sampler
 from medsynth.diffusion.angle import from_flow_time, to_alpha_bar, to_flow_time
 from medsynth.diffusion.angle import shift as shift_angle
 from medsynth.diffusion.scheduler_door import Denoise, drive

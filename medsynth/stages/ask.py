@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medsynth.config.explain import nearest
-from medsynth.config.generator import Generate, Sampling, ScanFormat
+from medsynth.config.generate import Generate, Sampling, ScanFormat
 from medsynth.config.load import validated
 from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import CohortError, ConfigError, UsageError, says_storage_failed

@@ -12,7 +12,7 @@ import torch
 from medsynth import __version__
 from medsynth.cohort.manifest import Case, Manifest
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
-from medsynth.config.generator import Sampling, ScanFormat
+from medsynth.config.generate import Sampling, ScanFormat
 from medsynth.diffusion.pipeline import LatentVolumePipeline
 from medsynth.errors import DataError
 from medsynth.imaging.intensity import IntensityRule

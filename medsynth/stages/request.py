@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medsynth.config.generator import Generate
+from medsynth.config.generate import Generate
 from medsynth.errors import ConfigError
 from medsynth.seeding import derive, numpy_generator
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medsynth.config.generator import ScanFormat
+from medsynth.config.generate import ScanFormat
 from medsynth.digests import file_sha256
 from medsynth.imaging.nifti import write_nifti
 from medsynth.imaging.scan import Scan

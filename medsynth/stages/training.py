@@ -10,8 +10,8 @@ import torch
 
 from medsynth.cohort.manifest import Manifest
 from medsynth.cohort.volumes import VolumeSet, load_volumes
-from medsynth.config.generator import Training
 from medsynth.config.pipeline import Pipeline
+from medsynth.config.training import Training
 from medsynth.digests import file_sha256
 from medsynth.errors import CohortError, UnreadableError, UsageError
 from medsynth.imaging.intensity import IntensityRule

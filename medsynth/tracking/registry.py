@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from medsynth import __version__
-from medsynth.config.generator import Sampling
+from medsynth.config.generate import Sampling
 from medsynth.digests import file_sha256
 from medsynth.errors import ModelFolderError, UsageError
 from medsynth.tracking.quiet import MlflowException, mlflow

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from medsynth.cohort.manifest import Case
 from medsynth.cohort.volumes import VolumeSet
+from medsynth.config.autoencoder import Autoencoder
 from medsynth.config.base import plain
-from medsynth.config.generator import Autoencoder
 from medsynth.errors import CohortError
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.seeding import derive

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medsynth.config.base import plain
-from medsynth.config.generator import Denoiser as DenoiserSettings
+from medsynth.config.denoiser import Denoiser as DenoiserSettings
 from medsynth.diffusion.objective import Denoiser
 from medsynth.errors import CohortError, DataError
 from medsynth.models.conditions import Declaration, encode, mask_name, random_drop, steering_values

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from medsynth.config.generator import Training
+from medsynth.config.training import Training
 from medsynth.errors import InterruptedRun
 from medsynth.training.batches import Ahead, Batch
 from medsynth.training.checkpoint import (

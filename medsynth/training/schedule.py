@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from medsynth.config.generator import Training
+from medsynth.config.training import Training
 
 
 def share_done(settings: Training, step: int, seconds: float) -> float:

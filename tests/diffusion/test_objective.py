@@ -9,7 +9,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from pydantic import ValidationError
 from scipy import stats
 
-from medsynth.config.generator import DiffusionObjective, FlowObjective
+from medsynth.config.denoiser import DiffusionObjective, FlowObjective
 from medsynth.diffusion.angle import NOISE, mix, to_alpha_bar, to_flow_time
 from medsynth.diffusion.objective import Denoiser, Objective, alpha_bars
 

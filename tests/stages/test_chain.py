@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsynth.config.generator import DiffusionObjective
+from medsynth.config.denoiser import DiffusionObjective
 from medsynth.config.pipeline import Pipeline
 from medsynth.stages.base import plan
 from medsynth.stages.chain import STAGES

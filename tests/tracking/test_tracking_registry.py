@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from medsynth.config.evidence import Tracking
-from medsynth.config.generator import Sampling
+from medsynth.config.generate import Sampling
 from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import ModelFolderError, UsageError
 from medsynth.tracking.mlflow_tracker import open_tracker

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from medsynth.config.evidence import Tracking
-from medsynth.config.generator import Sampling
+from medsynth.config.generate import Sampling
 from medsynth.tracking.mlflow_tracker import open_tracker
 from medsynth.tracking.quiet import mlflow
 from medsynth.tracking.registry import register_model, resolve, set_alias

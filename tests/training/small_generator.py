@@ -12,8 +12,10 @@ from torch import Tensor
 
 from medsynth.cohort.manifest import Case
 from medsynth.cohort.volumes import VolumeSet
-from medsynth.config.generator import Autoencoder, AutoencoderNetwork, FlowObjective, Training, UNetNetwork
-from medsynth.config.generator import Denoiser as DenoiserSettings
+from medsynth.config.autoencoder import Autoencoder, AutoencoderNetwork
+from medsynth.config.denoiser import Denoiser as DenoiserSettings
+from medsynth.config.denoiser import FlowObjective, UNetNetwork
+from medsynth.config.training import Training
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.models.unet import LatentUNet

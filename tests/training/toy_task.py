@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medsynth.config.generator import Training
+from medsynth.config.training import Training
 from medsynth.seeding import torch_generator
 from medsynth.training.batches import Batch, Order
 from medsynth.training.loop import Task

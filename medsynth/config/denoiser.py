@@ -1,4 +1,4 @@
-"""Settings of the generator: the networks, their training, and sampling."""
+"""Settings of the denoiser: network, objective, training."""
 
 from __future__ import annotations
 
@@ -6,61 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from medsynth.config.base import Name, Positive, Settings
-
-Count = Annotated[int, Field(ge=1)]
-
-
-class Training(Settings):
-    """One training loop."""
-
-    steps: Count = 2000
-    max_minutes: Positive | None = None
-    """Stop after this much training time even where steps are left; the learning rate's end is planned for it."""
-    batch_size: Count = 8
-    accumulate: Count = 1
-    """Batches per optimiser step."""
-    learning_rate: Positive = 1e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    clip_norm: Positive = 1.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 where the device computes it natively, else fp32."""
-    compile: bool = False
-    checkpoint_minutes: Positive = 5.0
-    validate_every: Count = 250
-    log_every: Count = 25
-
-
-class AutoencoderNetwork(Settings):
-    """The 3D autoencoder: a stem that folds voxels into channels, residual stages, a head that unfolds."""
-
-    downsampling: Literal[2, 4, 8] = 4
-    latent_channels: Annotated[int, Field(ge=1, le=64)] = 4
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 48
-    blocks: Annotated[int, Field(ge=1, le=16)] = 2
-    """Residual blocks per stage."""
-
-
-class AutoencoderLoss(Settings):
-    """Weights of the reconstruction's terms."""
-
-    l1: Annotated[float, Field(ge=0)] = 1.0
-    structural: Annotated[float, Field(ge=0)] = 0.2
-    """1 - SSIM."""
-    gradient: Annotated[float, Field(ge=0)] = 0.5
-    """L1 of the first differences along each axis: keeps edges and texture."""
-    kl: Annotated[float, Field(ge=0)] = 1e-4
-
-
-class Autoencoder(Settings):
-    """The autoencoder stage."""
-
-    network: AutoencoderNetwork = AutoencoderNetwork()
-    loss: AutoencoderLoss = AutoencoderLoss()
-    training: Training = Training()
-
+from medsynth.config.base import Positive, Settings
+from medsynth.config.training import Count, Training
 
 Attention = Literal["linear", "softmax", "grouped_linear", "grouped_softmax", "none"]
 
@@ -175,49 +122,3 @@ class Denoiser(Settings):
     network: DenoiserNetwork = UNetNetwork()
     objective: Objective = FlowObjective(kind="flow")
     training: Training = Training()
-
-
-Sampler = Literal[
-    "ddpm", "ddim", "pndm", "euler", "heun", "dpm_solver", "dpm_solver++", "unipc", "flow_euler", "flow_heun"
-]
-
-
-class Sampling(Settings):
-    """How one volume is drawn."""
-
-    sampler: Sampler = "flow_heun"
-    evaluations: Annotated[int, Field(ge=2, le=1000)] = 30
-    """Calls of the network per volume (a guided call counts once)."""
-    guidance: dict[Name, Annotated[float, Field(ge=0, le=20)]] | Annotated[float, Field(ge=0, le=20)] = 1.0
-    """1: as trained; above 1: further toward the condition. One number, or one per condition."""
-
-
-ScanFormat = Literal["nifti", "dicom", "both"]
-
-
-class Generate(Settings):
-    """How many synthetic scans, of what, and how."""
-
-    count: Count = 64
-    balance: Literal["as_training", "even"] = "even"
-    """Conditions drawn as the training split has them, or evenly over the values of `by`."""
-    counts: dict[str, Annotated[int, Field(ge=0)]] = {}
-    """Instead of `count` and `balance`: how many of each value of `by`."""
-    by: Name | None = None
-    """The category that `even` balances; the first steering one unless given."""
-    conditions: dict[Name, str | float | int] = {}
-    """Values fixed for every scan."""
-    sampling: Sampling = Sampling()
-    batch_size: Count = 8
-    ratio_of_training: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Instead of `count`: this many times the number of training scans."""
-    format: Literal["nifti", "both"] = "nifti"
-    """`both` writes DICOM beside NIfTI. Never DICOM alone in a pipeline: `evaluate` reads the NIfTI files."""
-
-
-class Compute(Settings):
-    """Where computing happens."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    deterministic: bool = True

@@ -1,0 +1,41 @@
+"""Settings of a training loop, and of the machine that it runs on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from medsynth.config.base import Positive, Settings
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Training(Settings):
+    """One training loop."""
+
+    steps: Count = 2000
+    max_minutes: Positive | None = None
+    """Stop after this much training time even where steps are left; the learning rate's end is planned for it."""
+    batch_size: Count = 8
+    accumulate: Count = 1
+    """Batches per optimiser step."""
+    learning_rate: Positive = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    clip_norm: Positive = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 where the device computes it natively, else fp32."""
+    compile: bool = False
+    checkpoint_minutes: Positive = 5.0
+    validate_every: Count = 250
+    log_every: Count = 25
+
+
+class Compute(Settings):
+    """Where computing happens."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    deterministic: bool = True
