@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from medsynth.config.base import Name, Settings
+from medsynth.config.base import Fraction, Name, Settings
 from medsynth.config.training import Count
 
 Sampler = Literal[
@@ -22,6 +22,55 @@ class Sampling(Settings):
     """Calls of the network per volume (a guided call counts once)."""
     guidance: dict[Name, Annotated[float, Field(ge=0, le=20)]] | Annotated[float, Field(ge=0, le=20)] = 1.0
     """1: as trained; above 1: further toward the condition. One number, or one per condition."""
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Shares of noise, from data (0) to noise (1), between which guidance acts; elsewhere the model is as trained."""
+    guidance_rescale: Fraction = 0.0
+    """How far guided latents return to the contrast of unguided ones: 0 not at all, 1 wholly."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sampling:
+        low, high = self.guidance_interval
+        if not low < high:
+            raise ValueError("guidance_interval must be [low, high] with low below high")
+        return self
+
+    @property
+    def guidance_text(self) -> str:
+        """All of the guidance in one line, exactly, as it stands in manifests and headers.
+
+        For example `2`, or `diagnosis=4 diameter_mm=1; interval 0.2 0.8; rescale 0.7`.
+        """
+        if isinstance(self.guidance, dict):
+            told = [" ".join(f"{name}={_exact(scale)}" for name, scale in sorted(self.guidance.items()))]
+        else:
+            told = [_exact(self.guidance)]
+        if self.guidance_interval != (0.0, 1.0):
+            told.append(f"interval {' '.join(map(_exact, self.guidance_interval))}")
+        if self.guidance_rescale:
+            told.append(f"rescale {_exact(self.guidance_rescale)}")
+        return "; ".join(told)
+
+    @classmethod
+    def from_texts(cls, sampler: str, evaluations: str, guidance: str) -> Sampling:
+        """The sampling that a row of a synthetic manifest was made with. Raises ValueError for what is none."""
+        scales, *others = guidance.split("; ")
+        named = [part.partition("=") for part in scales.split()]
+        values: dict[str, Any] = {
+            "sampler": sampler,
+            "evaluations": int(evaluations),
+            "guidance": {name: float(scale) for name, _, scale in named}
+            if "=" in scales or not named
+            else float(scales),
+        }
+        for name, *numbers in (part.split() for part in others):
+            found = tuple(float(number) for number in numbers)
+            values[f"guidance_{name}"] = found[0] if len(found) == 1 else found
+        return cls.model_validate(values)
+
+
+def _exact(value: float) -> str:
+    """The shortest text that is read as the same number."""
+    return repr(float(value)).removesuffix(".0")
 
 
 ScanFormat = Literal["nifti", "dicom", "both"]

@@ -19,7 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
-from medsynth.diffusion.guidance import Scales, check_scales, guided
+from medsynth.diffusion.guidance import Guidance, Scales, guided
 from medsynth.diffusion.model_folder import PARTS, read_json, save_model, verify_model
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.samplers import evaluations_used, sample
@@ -141,6 +141,8 @@ class LatentVolumePipeline(DiffusionPipeline):
         sampler: str = "flow_heun",
         evaluations: int = 30,
         guidance: Scales = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_rescale: float = 0.0,
         batch_size: int = 8,
         progress: Progress | None = None,
     ) -> VolumeOutput:
@@ -149,7 +151,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         `conditions`: one mapping for all volumes, or one each; a declared condition that is left out or None is not
         steered. `masks`: integer [N, 1, X, Y, Z] of the model's box (N = 1 serves all; 255 everywhere: no mask). `seeds`:
         one per volume, drawn afresh unless given, and returned. `count`: number of volumes; that of the conditions,
-        seeds or masks unless given. `guidance`: see `diffusion.guidance`.
+        seeds or masks unless given. `guidance`, `guidance_interval`, `guidance_rescale`: see `diffusion.guidance.Guidance`.
 
         A volume depends on its seed and on what is asked for it, and not on the rest of the call. Kernels add up in
         another order for another batch size (measured: 5e-6 after one call), so the CPU computes one volume at a time,
@@ -165,13 +167,14 @@ class LatentVolumePipeline(DiffusionPipeline):
         size = 1 if device.type == "cpu" else batch_size
         if batch_size < 1:
             raise ConfigError([f"batch_size: expected at least 1, found {batch_size}"])
-        check_scales(self.condition_declaration, guidance)
+        steering = Guidance(guidance, guidance_interval, guidance_rescale)
+        steering.check(self.condition_declaration)
         latents = []
         with (progress or Silent()).task("generating", len(order.rows) * used) as advance:
             for start in range(0, len(order.rows), size):
                 chosen = [min(start + i, len(order.rows) - 1) for i in range(size)]
                 kept = min(size, len(order.rows) - start)
-                drawn = self._draw(order, chosen, sampler, evaluations, guidance, _per_call(advance, kept))
+                drawn = self._draw(order, chosen, sampler, evaluations, steering, _per_call(advance, kept))
                 latents.append(drawn[:kept].cpu())
         stacked = torch.cat(latents)
         return VolumeOutput(
@@ -182,7 +185,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         )
 
     def _draw(
-        self, order: _Order, chosen: list[int], sampler: str, evaluations: int, guidance: Scales, tick: Advance
+        self, order: _Order, chosen: list[int], sampler: str, evaluations: int, guidance: Guidance, tick: Advance
     ) -> Tensor:
         """Latents [len(chosen), C, x, y, z] float32 on the device."""
         device, objective = self.denoiser.device, Objective(self.objective)
@@ -193,9 +196,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         mask = mask_name(self.condition_declaration)
         if mask in given and bool((given[mask] == NULL_LABEL).all()):
             del given[mask]  # so that a volume without a mask is computed alike whoever else in the call has one
-        if isinstance(guidance, Mapping):
-            guidance = {name: scale for name, scale in guidance.items() if name in given}
-        denoise = guided(Denoiser(self.denoiser, objective), given, guidance)
+        denoise = guided(Denoiser(self.denoiser, objective), given, guidance.only(given))
 
         def counted(x: Tensor, angle: Tensor) -> Tensor:
             clean = denoise(x, angle)

@@ -16,7 +16,7 @@ from medsynth.errors import CohortError, ConfigError, UsageError, says_storage_f
 from medsynth.imaging.synthetic.study import check_writable
 from medsynth.models.conditions import encode, steering_values
 from medsynth.progress import Progress
-from medsynth.stages.dataset import check_masks, model_identity, parse_guidance, write_dataset
+from medsynth.stages.dataset import check_masks, model_identity, write_dataset
 from medsynth.stages.files import INTENT, digest, discard_half_written, read_json, write_json
 from medsynth.stages.request import MaskSource, Request, draw_requests
 from medsynth.stages.training import pick_device
@@ -211,9 +211,13 @@ def _rows_again(
     sampler, evaluations, guidance, model = kinds.pop()
     if model != name:
         raise CohortError(f"{place}: expected rows made by this model ({name}), found those of {model}")
-    sampling = Sampling.model_validate(
-        {"sampler": sampler, "evaluations": int(evaluations), "guidance": parse_guidance(guidance)}
-    )
+    try:
+        sampling = Sampling.from_texts(sampler, evaluations, guidance)
+    except ValueError:
+        raise CohortError(
+            f"{place}: expected a sampler, evaluations and guidance as `generate` writes them, found something else; "
+            "take the manifest as it was written"
+        ) from None
     requests = [
         Request(
             row["case"],

@@ -102,6 +102,8 @@ def _generate_batch(
         sampler=sampling.sampler,
         evaluations=sampling.evaluations,
         guidance=sampling.guidance,
+        guidance_interval=sampling.guidance_interval,
+        guidance_rescale=sampling.guidance_rescale,
         batch_size=batch_size,
     )
     limits = IntensityRule.from_json(pipeline.intensity).model_limits()
@@ -179,7 +181,7 @@ def _write_row(
             "seed": str(request.seed),
             "sampler": sampling.sampler,
             "evaluations": str(sampling.evaluations),
-            "guidance": _guidance_text(sampling),
+            "guidance": sampling.guidance_text,
         },
         "limits": list(limits),
     }
@@ -187,20 +189,7 @@ def _write_row(
 
 
 def _sampling_text(sampling: Sampling) -> str:
-    return f"sampler {sampling.sampler}, {sampling.evaluations} evaluations, guidance {_guidance_text(sampling)}"
-
-
-def _guidance_text(sampling: Sampling) -> str:
-    if isinstance(sampling.guidance, Mapping):
-        return " ".join(f"{name}={scale:g}" for name, scale in sorted(sampling.guidance.items()))
-    return f"{sampling.guidance:g}"
-
-
-def parse_guidance(text: str) -> float | dict[str, float]:
-    """What `_guidance_text` wrote."""
-    if "=" not in text:
-        return float(text)
-    return {name: float(scale) for name, _, scale in (part.partition("=") for part in text.split())}
+    return f"sampler {sampling.sampler}, {sampling.evaluations} evaluations, guidance {sampling.guidance_text}"
 
 
 def _case(row: Mapping[str, Any]) -> Case:

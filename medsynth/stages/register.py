@@ -60,4 +60,5 @@ STAGE = Stage(
     needs=("denoiser", "evaluate"),
     settings=lambda pipeline: [plain(pipeline.register_), plain(pipeline.tracking)],
     run=run,
+    revision=2,
 )

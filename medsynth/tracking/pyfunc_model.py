@@ -26,7 +26,7 @@ else:
     from pandas import DataFrame  # MLflow looks at the annotation of `predict` at run time
 
 COUNT, SEED = "count", "seed"
-_SCALE = "guidance_"
+_SCALE = "guidance_of_"
 
 
 class VolumeModel(PythonModel):
@@ -81,9 +81,11 @@ class VolumeModel(PythonModel):
 
 
 def _sampling(params: dict[str, Any]) -> dict[str, Any]:
-    """MLflow's flat parameters as the pipeline takes them: `guidance_<condition>` become one dict."""
+    """MLflow's flat parameters as the pipeline takes them: `guidance_of_<condition>` become one dict."""
     named = {name: value for name, value in params.items() if not name.startswith(_SCALE)}
     scales = {name.removeprefix(_SCALE): value for name, value in params.items() if name.startswith(_SCALE)}
+    if "guidance_interval" in named:
+        named["guidance_interval"] = tuple(map(float, named["guidance_interval"]))
     return {**named, "guidance": scales} if scales else named
 
 

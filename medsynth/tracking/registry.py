@@ -229,11 +229,13 @@ def _signature(declaration: Mapping[str, Mapping[str, Any]], geometry: Mapping[s
     columns += [ColSpec(DataType.long, name, required=False) for name in ("count", "seed")]
     # A scale for all conditions together and one scale per condition are different things: whichever was set is kept.
     scales = sampling.guidance
-    named = {f"guidance_{k}": v for k, v in scales.items()} if isinstance(scales, dict) else {"guidance": scales}
+    named = {f"guidance_of_{k}": v for k, v in scales.items()} if isinstance(scales, dict) else {"guidance": scales}
     params = [
         ParamSpec("sampler", DataType.string, sampling.sampler),
         ParamSpec("evaluations", DataType.long, sampling.evaluations),
         *(ParamSpec(name, DataType.double, float(scale)) for name, scale in named.items()),
+        ParamSpec("guidance_interval", DataType.double, list(sampling.guidance_interval), (-1,)),
+        ParamSpec("guidance_rescale", DataType.double, sampling.guidance_rescale),
     ]
     volumes = TensorSpec(np.dtype("float32"), (-1, *geometry["box"]))
     return ModelSignature(Schema(columns), Schema([volumes]), ParamSchema(params))

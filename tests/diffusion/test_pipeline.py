@@ -74,6 +74,16 @@ def test_guidance_reaches_the_network(pipeline):
     assert torch.equal(draw(1.0), draw({"nodule": 7.0})), "no mask was given, so there is nothing to guide by"
 
 
+def test_interval_and_rescaling_reach_the_network(pipeline):
+    draw = lambda **how: pipeline({"diagnosis": "benign"}, seeds=[1], **how, **FAST).latents  # noqa: E731
+    levels = (1.0, 2 / 3, 1 / 3)  # flow times of three Euler steps
+    assert torch.equal(draw(guidance=4.0, guidance_interval=(0.5, 0.6)), draw()), "between the levels"
+    every = draw(guidance=4.0)
+    assert torch.equal(draw(guidance=4.0, guidance_interval=(levels[2] - 0.1, 1.0)), every)
+    assert not torch.allclose(draw(guidance=4.0, guidance_interval=(levels[1] - 0.1, 1.0)), every, atol=1e-4)
+    assert not torch.allclose(draw(guidance=4.0, guidance_rescale=0.7), every, atol=1e-4)
+
+
 def test_masks_come_back_on_the_grid_of_their_scans(pipeline):
     masks = torch.zeros(3, 1, *BOX, dtype=torch.int64)
     masks[0, ..., 2:9, 3:9, 4:9] = 1
@@ -128,6 +138,8 @@ def test_progress_counts_every_evaluation_of_every_volume(pipeline):
         ([{"diagnosys": "benign"}], {}, ConfigError, "diagnosys.*diagnosis"),
         ([{"diameter_mm": 60.0}], {}, ConfigError, "from 3 to 40 mm"),
         ([{}], {"guidance": {"diagnosys": 2.0}}, ConfigError, "did you mean diagnosis"),
+        ([{}], {"guidance_interval": (0.7, 0.2)}, ConfigError, "guidance_interval: expected two rising"),
+        ([{}], {"guidance_rescale": -0.1}, ConfigError, "guidance_rescale: expected a number from 0 to 1"),
         ([{}], {"sampler": "flow_eular"}, ConfigError, "did you mean flow_euler"),
         ([{}], {"evaluations": 1}, ConfigError, "at least 2"),
         ([{}], {"count": 0}, ConfigError, "at least 1 volume"),

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from medsynth.diffusion.angle import from_flow_time, per_sample, to_flow_time
-from medsynth.diffusion.guidance import guided
+from medsynth.diffusion.guidance import Guidance, guided
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.samplers import SAMPLERS, evaluations_used, make_scheduler, sample
 from medsynth.diffusion.scheduler_door import drive, read_walk
@@ -276,7 +276,7 @@ class ExactNetwork(torch.nn.Module):
 def test_every_sampler_runs_on_every_objective(kind, sampler):
     """The mean is off by what the schedule leaves of the data at its noisiest level (up to 3.5 %: Lin 2023)."""
     objective = Objective({"kind": kind})
-    denoise = guided(Denoiser(ExactNetwork(objective), objective), {}, 1.0)
+    denoise = guided(Denoiser(ExactNetwork(objective), objective), {}, Guidance())
     noise = torch.randn(4, 1, 12, 12, 12, generator=torch_generator(0, "noise"))
     noise = (noise - noise.mean()) / noise.std()
     out = sample(denoise, noise, sampler, 100, generators(4))

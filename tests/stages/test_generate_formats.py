@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from child import Children, Strike
 
-from medsynth.errors import DataError, UsageError
+from medsynth.errors import CohortError, DataError, UsageError
 from medsynth.imaging.dicom import find_series
 from medsynth.imaging.nifti import read_nifti
 from medsynth.imaging.synthetic.segmentation import read_segmentation
@@ -83,6 +83,20 @@ def test_dicom_alone_and_again_from_its_rows(finished: Path, tmp_path: Path) -> 
     }
     with pytest.raises(DataError, match="--format nifti or both"):
         read_dataset(tmp_path / "dicom")
+
+
+def test_guidance_stands_in_every_row_and_is_used_again(finished: Path, tmp_path: Path) -> None:
+    guidance = ("sampling.guidance=3.3", "sampling.guidance_interval=[0.2, 0.9]", "sampling.guidance_rescale=0.7")
+    found = ask(finished, tmp_path / "out", overrides=(*FAST, *guidance))
+    assert {row["guidance"] for row in found} == {"3.3; interval 0.2 0.9; rescale 0.7"}
+    again = {"again": tmp_path / "out" / "manifest.csv", "masks": None, "count": None, "seed": None, "overrides": ()}
+    assert ask(finished, tmp_path / "again", **again) == found
+    unguided = ask(finished, tmp_path / "unguided")
+    assert all(one["sha256"] != other["sha256"] for one, other in zip(found, unguided, strict=True))
+    damaged = (tmp_path / "out" / "manifest.csv").read_text().replace("rescale 0.7", "rescale much")
+    (tmp_path / "out" / "manifest.csv").write_text(damaged)
+    with pytest.raises(CohortError, match="sampler, evaluations and guidance as `generate` writes them"):
+        ask(finished, tmp_path / "third", **again)
 
 
 def test_each_scan_is_a_study_and_a_patient_of_its_own(finished: Path, tmp_path: Path) -> None:

@@ -201,22 +201,31 @@ def test_plain_mlflow_predicts_what_the_pipeline_generates(registered, model_fol
     assert signature.inputs.input_names() == ["diagnosis", "diameter_mm", "nodule", "count", "seed"]
     assert not signature.inputs.required_input_names()
     assert signature.outputs.inputs[0].shape == (-1, *BOX)
-    assert [p.name for p in signature.params] == ["sampler", "evaluations", "guidance"]
+    assert [p.name for p in signature.params] == [
+        "sampler",
+        "evaluations",
+        "guidance",
+        "guidance_interval",
+        "guidance_rescale",
+    ]
 
 
 def test_guidance_per_condition_reaches_the_pipeline(workspace, model_folder):
     import pandas as pd
 
     uri = tracking_uri(Tracking(), workspace)
-    sampling = Sampling(sampler="flow_euler", evaluations=2, guidance={"diagnosis": 4.0, "diameter_mm": 1.0})
+    guidance = {
+        "guidance": {"diagnosis": 4.0, "diameter_mm": 1.0},
+        "guidance_interval": (0.7, 1.0),
+        "guidance_rescale": 0.5,
+    }
+    sampling = Sampling(sampler="flow_euler", evaluations=2, **guidance)
     register_model(uri, model_folder, name="guided", tags={}, sampling=sampling)
     stored = resolve("models:/guided/1", uri)
     model = mlflow.pyfunc.load_model(str(stored.parents[1]))
     conditions = {"diagnosis": "malignant", "diameter_mm": 9.0}
     ours = model.predict(pd.DataFrame([{**conditions, "seed": 1}]))
-    theirs = load_model(model_folder)(
-        conditions, seeds=[1], sampler="flow_euler", evaluations=2, guidance={"diagnosis": 4.0, "diameter_mm": 1.0}
-    )
+    theirs = load_model(model_folder)(conditions, seeds=[1], sampler="flow_euler", evaluations=2, **guidance)
     np.testing.assert_array_equal(ours[0], np.asarray(theirs.scans[0])[0])
 
 
