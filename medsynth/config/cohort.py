@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from medsynth.config.base import ConfigPath, Fraction, Name, Positive, Settings, Triple
+from medsynth.config.grid import Grid, find_grid
 
 
 class PhantomCohort(Settings):
@@ -144,6 +145,8 @@ class Prepare(Settings):
     spacing_mm: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
     box: Triple = (48, 48, 48)
     """Size in voxels that every scan is cropped or padded to."""
+    grids: Annotated[tuple[Grid, ...], Field(max_length=32, exclude_if=lambda grids: not grids)] = ()
+    """Several boxes and spacings in the place of the one above; each scan goes onto the grid that suits it."""
     centre: Literal["volume", "mask"] = "volume"
     """What the box is centred on."""
     pad: Literal["constant", "edge"] = "constant"
@@ -161,3 +164,14 @@ class Prepare(Settings):
     irregular: Literal["refuse", "resample"] = "refuse"
     """Tilted gantry, uneven or missing slices: such series are left out, or put on a regular grid and marked so."""
     workers: Annotated[int, Field(ge=1, le=256)] = 2
+
+    @model_validator(mode="after")
+    def _different(self) -> Prepare:
+        for number, grid in enumerate(self.grids):
+            if find_grid(self.grids[:number], grid.box, grid.spacing_mm) is not None:
+                raise ValueError(f"grids must be different from each other, found {grid} twice")
+        return self
+
+    def every_grid(self) -> tuple[Grid, ...]:
+        """The grids that scans go onto: one, unless several are given."""
+        return self.grids or (Grid(box=self.box, spacing_mm=self.spacing_mm),)

@@ -88,6 +88,8 @@ class Generate(Settings):
     """The category that `even` balances; the first steering one unless given."""
     conditions: dict[Name, str | float | int] = {}
     """Values fixed for every scan."""
+    grid: Annotated[str | None, Field(exclude_if=lambda grid: grid is None)] = None
+    """Where there are several: the one grid for every scan, `64x64x48@1x1x2.5`; drawn as in training unless given."""
     sampling: Sampling = Sampling()
     batch_size: Count = 8
     ratio_of_training: Annotated[float, Field(gt=0, le=100)] | None = None

@@ -13,6 +13,7 @@ from medsynth.config.deidentify import Deidentify
 from medsynth.config.denoiser import Denoiser
 from medsynth.config.evidence import Evaluate, Register, Tracking
 from medsynth.config.generate import Generate
+from medsynth.config.grid import GRID, named_grid
 from medsynth.config.training import Compute
 
 RESERVED = frozenset(
@@ -80,11 +81,19 @@ class Pipeline(Settings):
             if name is not None and name not in categories
         ]
         factor = self.autoencoder.network.downsampling * self.denoiser.network.grid_factor
-        if any(size % factor for size in self.prepare.box):
-            wrong.append(
-                f"prepare.box: every size must be a multiple of {factor} (autoencoder downsampling x denoiser grid), "
-                f"found {list(self.prepare.box)}"
-            )
+        for grid in self.prepare.every_grid():
+            if any(size % factor for size in grid.box):
+                wrong.append(
+                    f"prepare.{'grids' if self.prepare.grids else 'box'}: every size must be a multiple of {factor} "
+                    f"(autoencoder downsampling x denoiser grid), found {list(grid.box)}"
+                )
+        if len(self.prepare.every_grid()) > 1 and GRID in self.conditions:
+            wrong.append(f"conditions.{GRID}: with several grids this is what they steer by; choose another name")
+        if self.generate.grid is not None:
+            try:
+                named_grid(self.prepare.every_grid(), self.generate.grid)
+            except ValueError as error:
+                wrong.append(f"generate.grid: {error}")
         wrong += [
             f"generate.conditions.{name}: expected one of the declared conditions ({', '.join(self.conditions)})"
             for name in sorted(set(self.generate.conditions) - set(self.conditions))

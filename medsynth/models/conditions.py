@@ -4,10 +4,13 @@ A declaration is plain JSON, travels with the model, and is all that is needed t
 
     {"diagnosis": {"kind": "category", "values": ["benign", "malignant"], "dropout": 0.1},
      "diameter_mm": {"kind": "number", "range": [3.0, 40.0], "unit": "mm", "dropout": 0.1},
-     "nodule": {"kind": "mask", "labels": {"nodule": 1}, "dropout": 0.1}}
+     "nodule": {"kind": "mask", "labels": {"nodule": 1}, "dropout": 0.1},
+     "grid": {"kind": "geometry", "grids": ["64x64x64@1x1x1", "96x96x48@1x1x2.5"], "dropout": 0.0}}
 
 Encoded conditions are a dictionary of tensors, one entry per name, with a null that needs no second tensor:
 category int64 [B], null -1; number float32 [B] in its unit, null NaN; mask uint8 [B, 1, X, Y, Z], null 255 everywhere.
+A geometry is float32 [B, 6], the logarithms of spacing and size in millimetres, and has no null: a volume always lies on
+some grid, so it is never withheld, not by guidance either, and has to be given.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from medsynth.config.cohort import CategoryCondition, MaskCondition, NumberCondition
+from medsynth.config.grid import GRID, Grid, named_grid
 from medsynth.errors import ConfigError
 from medsynth.models.blocks import Convolution, fold, fourier_features
 
@@ -33,8 +37,10 @@ NUMBER_FREQUENCIES = 8
 INITIAL_STD = 0.5
 
 
-def declare(conditions: Mapping[str, CategoryCondition | NumberCondition | MaskCondition]) -> Declaration:
-    """The declaration of those conditions that steer the generator, in the order given."""
+def declare(
+    conditions: Mapping[str, CategoryCondition | NumberCondition | MaskCondition], grids: Sequence[Grid] = ()
+) -> Declaration:
+    """The declaration of those conditions that steer the generator, in the order given, and of its grids if several."""
     declaration: Declaration = {}
     for name, condition in conditions.items():
         if not condition.steer:
@@ -48,12 +54,19 @@ def declare(conditions: Mapping[str, CategoryCondition | NumberCondition | MaskC
             case MaskCondition():
                 entry["labels"] = dict(condition.labels)
         declaration[name] = entry | {"dropout": float(condition.dropout)}
+    if len(grids) > 1:
+        declaration[GRID] = {"kind": "geometry", "grids": [str(grid) for grid in grids], "dropout": 0.0}
     return declaration
 
 
 def mask_name(declaration: Declaration) -> str | None:
     """The name of the mask condition, if the declaration has one."""
     return next((name for name, entry in declaration.items() if entry["kind"] == "mask"), None)
+
+
+def withholdable(declaration: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The names of the conditions that have a null: all but the geometry."""
+    return [name for name, entry in declaration.items() if entry["kind"] != "geometry"]
 
 
 def steering_values(declaration: Declaration, row: Mapping[str, Value]) -> dict[str, Value]:
@@ -87,6 +100,8 @@ def encode(
                 encoded[name] = torch.tensor([_category(name, entry, v, mistakes) for v in values], dtype=torch.int64)
             case "number":
                 encoded[name] = torch.tensor([_number(name, entry, v, mistakes) for v in values], dtype=torch.float32)
+            case "geometry":
+                encoded[name] = torch.tensor([_geometry(name, entry, v, mistakes) for v in values])
             case "mask":
                 if any(value is not None for value in values):
                     mistakes.append(f"condition {name}: expected a mask volume beside the values, found it among them")
@@ -101,8 +116,8 @@ def encode(
 
 
 def drop(conditions: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """The same conditions with those in `names` set to their null for every sample."""
-    dropped = set(names)
+    """The same conditions with those in `names` set to their null for every sample; a geometry, which has none, stays."""
+    dropped = {name for name in names if name not in conditions or has_null(conditions[name])}
     return {name: torch.full_like(t, _null(t)) if name in dropped else t for name, t in conditions.items()}
 
 
@@ -127,6 +142,29 @@ def random_drop(
     return result
 
 
+class GeometryEncoder(nn.Module):
+    """Spacing and size of a volume to one token: an MLP of Fourier features of six numbers.
+
+    They are the logarithms of spacing and size in millimetres per axis, each scaled to [-1, 1] by its range over the
+    grids of the training split; one that is the same for all of them is 0.
+    """
+
+    def __init__(self, grids: Sequence[Grid], width: int) -> None:
+        super().__init__()
+        known = list(zip(*(geometry_of(grid) for grid in grids), strict=True))
+        # Numbers and no buffers: those would follow the weights into a coarser type.
+        self.middles = [(max(values) + min(values)) / 2 for values in known]
+        self.halves = [(max(values) - min(values)) / 2 or math.inf for values in known]
+        features = len(known) * (1 + 2 * NUMBER_FREQUENCIES)
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, geometry: Tensor) -> Tensor:
+        """[B, 6] as `geometry_of` gives it -> [B, width]."""
+        scaled = (geometry - geometry.new_tensor(self.middles)) / geometry.new_tensor(self.halves)
+        waves = fourier_features(scaled.flatten() * (math.pi / 2), NUMBER_FREQUENCIES).view(len(geometry), -1)
+        return self.mlp(torch.cat([scaled, waves], 1).to(next(self.mlp.parameters()).dtype))
+
+
 class ConditionEncoder(nn.Module):
     """Conditions to a few tokens per sample and, where there is a mask, a field of features on the latent grid.
 
@@ -145,6 +183,7 @@ class ConditionEncoder(nn.Module):
         self.categories = nn.ModuleDict()
         self.numbers = nn.ModuleDict()
         self.number_nulls = nn.ParameterDict()
+        self.geometry: GeometryEncoder | None = None
         for name, entry in declaration.items():
             match entry["kind"]:
                 case "category":
@@ -155,6 +194,8 @@ class ConditionEncoder(nn.Module):
                     features = 1 + 2 * NUMBER_FREQUENCIES
                     self.numbers[name] = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
                     self.number_nulls[name] = nn.Parameter(torch.randn(width) * INITIAL_STD)
+                case "geometry":
+                    self.geometry = GeometryEncoder([Grid.parse(text) for text in entry["grids"]], width)
         self.mask = mask_name(declaration)
         self.mask_channels = mask_channels if self.mask else 0
         if self.mask:
@@ -166,10 +207,10 @@ class ConditionEncoder(nn.Module):
     def forward(
         self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
-        """A token per category and number [B, T, width], and the mask's features [B, x, y, z, mask_channels].
+        """A token per category, number and geometry [B, T, width], and the mask's features [B, x, y, z, mask_channels].
 
         `grid` is the latent one; the features are None where no mask is declared. A declared condition that
-        `conditions` lacks is null for every sample.
+        `conditions` lacks is null for every sample. Raises KeyError where that is the geometry.
         """
         tokens: list[Tensor] = []
         device = next(self.parameters()).device if self.declaration else torch.device("cpu")
@@ -190,6 +231,8 @@ class ConditionEncoder(nn.Module):
             features = torch.cat([scaled[:, None], fourier_features(scaled * (math.pi / 2), NUMBER_FREQUENCIES)], 1)
             null = self.number_nulls[name]
             tokens.append(torch.where(absent[:, None], null, mlp(features.to(null.dtype))))
+        if self.geometry is not None:
+            tokens.append(self.geometry(conditions[GRID].to(device)))
         stacked = torch.stack(tokens, 1) if tokens else torch.zeros(batch, 0, self.width, device=device)
         return stacked, self._field(conditions, batch, grid) if self.mask else None
 
@@ -203,6 +246,11 @@ class ConditionEncoder(nn.Module):
         features = self.mask_convolution(nn.functional.silu(self.mask_mix(content)))
         absent = mask.flatten(1)[:, 0] == NULL_LABEL
         return torch.where(absent.to(null.device).view(-1, 1, 1, 1, 1), null.to(features.dtype), features)
+
+
+def has_null(encoded: Tensor) -> bool:
+    """Whether an encoded condition can be withheld: all but a geometry [B, 6] can."""
+    return encoded.ndim != 2
 
 
 def _null(tensor: Tensor) -> float:
@@ -243,6 +291,22 @@ def _number(name: str, entry: Mapping[str, Any], value: Value, mistakes: list[st
     if not math.isnan(value) and not low <= value <= high:
         mistakes.append(f"condition {name}: expected a number from {allowed}; found {value:g}")
     return float(value)
+
+
+def geometry_of(grid: Grid) -> list[float]:
+    """What a network is told of a grid: the logarithms of its spacing and of its size in millimetres, along x, y, z."""
+    return [math.log(length) for length in (*grid.spacing_mm, *grid.extent_mm)]
+
+
+def _geometry(name: str, entry: Mapping[str, Any], value: Value, mistakes: list[str]) -> list[float]:
+    if value is None:
+        mistakes.append(f"condition {name}: expected one of {', '.join(entry['grids'])} (voxels@mm), found none")
+        return [math.nan] * 6
+    try:
+        return geometry_of(named_grid([Grid.parse(text) for text in entry["grids"]], str(value)))
+    except ValueError as error:
+        mistakes.append(f"condition {name}: {error}")
+        return [math.nan] * 6
 
 
 def _mask_mistakes(name: str, entry: Mapping[str, Any], masks: Tensor, batch: int) -> list[str]:

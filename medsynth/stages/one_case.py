@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from medsynth.cohort.derive import mask_volume_mm3
+from medsynth.cohort.grids import choose_grid
 from medsynth.cohort.integrity import pixel_digest
 from medsynth.cohort.manifest import Case
 from medsynth.cohort.medmnist import MedmnistCase
 from medsynth.cohort.source import SourceCase
 from medsynth.config.cohort import Prepare
 from medsynth.config.deidentify import Deidentify
+from medsynth.config.grid import Grid
 from medsynth.digests import file_sha256
 from medsynth.errors import DataError, RefusedError
 from medsynth.imaging.deidentify import SecretKey
@@ -31,6 +33,8 @@ from medsynth.imaging.scan import Scan, make_scan, resampled_of, same_grid, spac
 from medsynth.progress import Advance
 from medsynth.stages.witness import Seen, Witness
 
+NEIGHBOURHOOD = 1.5
+"""How many times the size of its mask a box that is centred on it should have, where there are boxes to choose from."""
 POOL_PAYS_FROM = 200
 """Cases from which worker processes, each of which imports everything first, are faster than going on alone."""
 
@@ -144,13 +148,14 @@ def _prepare_one(job: Job, witness: Witness) -> Ready:
     pixels = pixel_digest(scan)
     rule = IntensityRule.from_settings(prepare.intensity)
     limits = rule.limits(scan)
-    scan = resample(scan, prepare.spacing_mm, "linear")
+    grid = _grid(prepare, scan, mask)
+    scan = resample(scan, grid.spacing_mm, "linear")
     volume_mm3 = None
     if mask is not None:
-        mask = resample(mask, prepare.spacing_mm, "nearest")
+        mask = resample(mask, grid.spacing_mm, "nearest")
         volume_mm3 = mask_volume_mm3(mask, spacing_mm(mask))
     centre = _centre_mm(mask) if prepare.centre == "mask" and mask is not None else None
-    scan = crop_or_pad(scan, prepare.box, centre_mm=centre, pad=prepare.pad, value=limits[0])
+    scan = crop_or_pad(scan, grid.box, centre_mm=centre, pad=prepare.pad, value=limits[0])
     integral = scan.meta["unit"] == "HU"
     stored = np.asarray(scan, dtype=np.float32)
     if integral:
@@ -158,7 +163,7 @@ def _prepare_one(job: Job, witness: Witness) -> Ready:
     write_nifti(same_grid(scan, stored), image_path, description="prepared by medsynth")
     mask_name = ""
     if mask is not None:
-        mask = crop_or_pad(mask, prepare.box, centre_mm=centre, pad="constant", value=0)
+        mask = crop_or_pad(mask, grid.box, centre_mm=centre, pad="constant", value=0)
         mask_name = f"masks/{job.case}.nii"
         write_nifti(
             same_grid(mask, np.asarray(mask, dtype=np.uint8)), job.folder / mask_name, description="mask by medsynth"
@@ -171,8 +176,8 @@ def _prepare_one(job: Job, witness: Witness) -> Ready:
         image=f"images/{job.case}.nii",
         mask=mask_name,
         modality=str(scan.meta["modality"]),
-        shape=prepare.box,
-        spacing_mm=prepare.spacing_mm,
+        shape=grid.box,
+        spacing_mm=grid.spacing_mm,
         sha256=file_sha256(image_path),
         mask_sha256=file_sha256(job.folder / mask_name) if mask_name else "",
         intensity_low=limits[0],
@@ -215,13 +220,32 @@ def _read(job: Job, witness: Witness) -> tuple[Scan, Scan | None]:
     return scan, mask
 
 
+def _grid(prepare: Prepare, scan: Scan, mask: Scan | None) -> Grid:
+    """The grid for a scan whose axes are those of the world: by its spacing, and by what of it is to be seen."""
+    grids = prepare.every_grid()
+    if len(grids) == 1:
+        return grids[0]
+    steps = spacing_mm(scan)
+    seen: Sequence[float] = scan.shape[1:]
+    if prepare.centre == "mask" and mask is not None:
+        low, high = _bounds(mask)
+        seen = [NEIGHBOURHOOD * float(size) for size in high - low + 1]
+    return choose_grid(grids, steps, [size * step for size, step in zip(seen, steps, strict=True)])
+
+
 def _centre_mm(mask: Scan) -> tuple[float, float, float]:
     """Centre of the mask's bounding box, in RAS millimetres."""
+    low, high = _bounds(mask)
+    middle = (low + high) / 2
+    x, y, z = (np.asarray(mask.affine) @ [*middle, 1.0])[:3]
+    return float(x), float(y), float(z)
+
+
+def _bounds(mask: Scan) -> tuple[np.ndarray, np.ndarray]:
+    """First and last voxel [3] of the mask along each axis."""
     places = np.argwhere(np.asarray(mask)[0] > 0)
     if not len(places):
         raise DataError(
             "expected a mask with at least one voxel to centre on, found an empty one; draw it or use centre: volume"
         )
-    middle = (places.min(0) + places.max(0)) / 2
-    x, y, z = (np.asarray(mask.affine) @ [*middle, 1.0])[:3]
-    return float(x), float(y), float(z)
+    return places.min(0), places.max(0)

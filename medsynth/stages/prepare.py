@@ -65,6 +65,8 @@ def run(context: Context, folder: Path) -> StageResult:
     write_json(folder / "intensity.json", rule.to_json())
     _write_refused(folder / "left_out.csv", refused)
     summary = _summary(manifest, refused, duplicates)
+    if len(pipeline.prepare.every_grid()) > 1:
+        summary["grids"] = _per_grid(context, manifest)
     write_json(folder / "summary.json", summary)
     try:
         look.check_stage(folder)
@@ -249,6 +251,17 @@ def _summary(manifest: Manifest, refused: list[Refused], duplicates: int) -> dic
         summary[name] = sum(case.split == name for case in manifest.cases)
     summary["manifest"] = manifest.digest()
     return summary
+
+
+def _per_grid(context: Context, manifest: Manifest) -> dict[str, int]:
+    """How many cases lie on each grid; a grid that training does not see is said."""
+    cases: dict[str, int] = {}
+    for grid in context.pipeline.prepare.every_grid():
+        splits = [case.split for case in manifest.cases if grid.fits(case.shape, case.spacing_mm)]
+        cases[str(grid)] = len(splits)
+        if "train" not in splits:
+            context.say(f"grid {grid}: no scan of the training split lies on it; the generator will not know it")
+    return cases
 
 
 def _external(pipeline: Pipeline) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from medsynth.seeding import torch_generator
+from medsynth.seeding import derive, torch_generator
 
 Batch = dict[str, Tensor]
 """Tensors by name, the sample along the first axis of each."""
@@ -42,6 +42,38 @@ class Order:
 
     def _round(self, number: int) -> Tensor:
         return torch.randperm(self.count, generator=torch_generator(self._seed, "order", number))
+
+
+class GridOrder:
+    """An endless order of batches over several grids, each batch from one of them.
+
+    A grid has its own shuffled order of cases. A cycle is as many batches as there are cases in all, and of them each
+    grid has as many as it has cases, so that over a cycle every case of every grid comes equally often. Within a cycle
+    the batches of a grid lie at random in even stretches of it, so that none runs ahead of its share, or behind, by more
+    batches than there are grids. A function of the seed and the position alone, and with one grid the order of `Order`.
+    """
+
+    def __init__(self, counts: Sequence[int], batch_size: int, seed: int) -> None:
+        self.counts = tuple(counts)
+        self._seed = seed
+        self._orders = [
+            Order(count, batch_size, derive(seed, "grid", grid) if grid else seed) for grid, count in enumerate(counts)
+        ]
+
+    def batch(self, number: int) -> tuple[int, Tensor]:
+        """The grid of batch `number`, and the numbers of its cases within that grid, int64 [batch_size]."""
+        cycle, place = divmod(number, sum(self.counts))
+        grids = self._cycle(cycle)
+        grid = int(grids[place])
+        earlier = cycle * self.counts[grid] + int((grids[:place] == grid).sum())
+        return grid, self._orders[grid].batch(earlier)
+
+    def _cycle(self, cycle: int) -> Tensor:
+        """The grid of every batch of a cycle: batch i of n is due at a random time in its stretch [i / n, (i + 1) / n)."""
+        generator = torch_generator(self._seed, "grids", cycle)
+        due = [(torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n for n in self.counts]
+        grids = torch.cat([torch.full((n,), grid) for grid, n in enumerate(self.counts)])
+        return grids[torch.cat(due).argsort(stable=True)]
 
 
 def noise(shape: tuple[int, ...], seed: int, name: str, number: int, rows: slice) -> Tensor:

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from medsynth.training.batches import Ahead, Order, noise
+from medsynth.training.batches import Ahead, GridOrder, Order, noise
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,49 @@ def test_order_depends_on_seed_and_position_alone():
     assert torch.equal(later, Order(37, 8, 3).batch(11))
     assert not torch.equal(later, Order(37, 8, 4).batch(11))
     assert not torch.equal(order.batch(0), order.batch(1))
+
+
+COUNTS = (24, 5, 11)
+
+
+def test_every_case_of_every_grid_comes_once_per_round_of_its_grid():
+    order = GridOrder(COUNTS, 4, 3)
+    streams: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for number in range(3 * sum(COUNTS)):
+        grid, cases = order.batch(number)
+        assert len(cases) == 4
+        streams[grid] += cases.tolist()
+    for grid, count in enumerate(COUNTS):
+        stream = streams[grid]
+        assert len(stream) == 3 * count * 4  # over whole cycles every case of every grid as often
+        for start in range(0, len(stream), count):
+            assert sorted(stream[start : start + count]) == list(range(count))
+
+
+def test_grids_come_in_proportion_at_every_moment():
+    for seed in range(5):
+        order = GridOrder(COUNTS, 4, seed)
+        seen = [0, 0, 0]
+        for number in range(2 * sum(COUNTS)):
+            seen[order.batch(number)[0]] += 1
+            for found, count in zip(seen, COUNTS, strict=True):
+                assert abs(found - (number + 1) * count / sum(COUNTS)) <= len(COUNTS)
+
+
+def test_order_of_grids_depends_on_seed_and_position_alone():
+    order = GridOrder(COUNTS, 4, 3)
+    later, again = order.batch(57), GridOrder(COUNTS, 4, 3).batch(57)
+    assert later[0] == again[0] and torch.equal(later[1], again[1])
+    grids = [[GridOrder(COUNTS, 4, seed).batch(k)[0] for k in range(sum(COUNTS))] for seed in (3, 4)]
+    assert grids[0] != grids[1]
+    assert grids[0] != [order.batch(sum(COUNTS) + k)[0] for k in range(sum(COUNTS))]  # another order in each cycle
+
+
+def test_one_grid_has_the_plain_order():
+    for number in range(20):
+        grid, cases = GridOrder((7,), 4, 3).batch(number)
+        assert grid == 0
+        assert torch.equal(cases, Order(7, 4, 3).batch(number))
 
 
 def test_noise_of_a_row_does_not_depend_on_its_neighbours():
