@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from medsynth.config.base import Settings
+from medsynth.config.base import Fraction, Settings
 from medsynth.config.training import Training
 
 
@@ -25,10 +25,16 @@ class AutoencoderLoss(Settings):
 
     l1: Annotated[float, Field(ge=0)] = 1.0
     structural: Annotated[float, Field(ge=0)] = 0.2
-    """1 - SSIM."""
+    """1 - multi-scale SSIM."""
     gradient: Annotated[float, Field(ge=0)] = 0.5
     """L1 of the first differences along each axis: keeps edges and texture."""
+    frequency: Annotated[float, Field(ge=0)] = 0.0
+    """L1 of the amplitudes of the 3D spectrum: keeps the strength of texture that cannot be kept voxel by voxel."""
     kl: Annotated[float, Field(ge=0)] = 1e-4
+    adversarial: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Pull of a patch discriminator, as a share of the pull of the terms above."""
+    adversarial_from: Fraction = 0.5
+    """Share of the run after which the discriminator comes in."""
 
 
 class Autoencoder(Settings):

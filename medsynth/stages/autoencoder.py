@@ -66,4 +66,5 @@ STAGE = Stage(
     needs=("prepare",),
     settings=lambda pipeline: plain(pipeline.autoencoder),
     run=run,
+    revision=2,
 )

@@ -15,10 +15,17 @@ from medsynth.config.autoencoder import Autoencoder
 from medsynth.config.base import plain
 from medsynth.errors import CohortError
 from medsynth.models.autoencoder import KLAutoencoder
-from medsynth.seeding import derive
+from medsynth.seeding import derive, torch_generator
+from medsynth.training.adversary import Adversary
 from medsynth.training.batches import Batch, Order, noise
 from medsynth.training.loop import Task, train
-from medsynth.training.losses import gradient_difference, peak_signal_to_noise, structural_similarity
+from medsynth.training.losses import (
+    gradient_difference,
+    multi_scale_similarity,
+    peak_signal_to_noise,
+    spectral_difference,
+    structural_similarity,
+)
 from medsynth.training.records import Record
 
 SSIM_STRIDE = 2
@@ -26,12 +33,10 @@ SSIM_STRIDE = 2
 
 
 class AutoencoderTask(Task):
-    """L1, structure, edges and KL, on volumes [N, 1, X, Y, Z] in [-1, 1].
+    """L1, structure, edges, spectrum and KL, on volumes [N, 1, X, Y, Z] in [-1, 1]; late, by setting, a discriminator.
 
     No augmentation: scans have sides, and a generator that has seen mirrored patients would draw mirrored ones.
     """
-
-    selected_by = "loss"
 
     def __init__(
         self, network: KLAutoencoder, volumes: Tensor, validation: Tensor, settings: Autoencoder, seed: int
@@ -45,6 +50,12 @@ class AutoencoderTask(Task):
         self.seed = derive(seed, "autoencoder")
         self.order = Order(len(volumes), self.batch_size, self.seed)
         factor, channels = network.config["downsampling"], network.config["latent_channels"]
+        self.opponent: Adversary | None
+        self.opposing = False
+        self.selected_by: str | None = "loss"
+        if settings.loss.adversarial > 0:
+            self.opponent = Adversary(settings.loss.adversarial, torch_generator(self.seed, "discriminator"))
+            self.selected_by = None  # no distance to the scan can judge what an opponent has added
         self.latent_shape = (channels, *(size // factor for size in volumes.shape[2:]))
 
     def draw(self, number: int, rows: slice) -> Batch:
@@ -52,14 +63,36 @@ class AutoencoderTask(Task):
         cases = self.order.batch(number)[rows]
         return {"volumes": self.volumes[cases], "noise": noise(self.latent_shape, self.seed, "posterior", number, rows)}
 
+    def begin_step(self, share: float) -> None:
+        """The opponent comes in where the settings say."""
+        self.opposing = share >= self.weights.adversarial_from
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted sum `loss`, and its terms unweighted."""
         volumes = batch["volumes"]
         reconstruction, posterior = self.network(volumes, batch["noise"])
         with torch.autocast(volumes.device.type, enabled=False):
-            terms = self._terms(reconstruction.float(), volumes, SSIM_STRIDE)
-            terms["kl"] = posterior.kl().mean()
-            return {"loss": self._weighted(terms), **terms}
+            losses = self._judged(reconstruction.float(), volumes)
+            kl = posterior.kl().mean()
+            return {**losses, "loss": losses["loss"] + self.weights.kl * kl, "kl": kl}
+
+    def _judged(self, reconstruction: Tensor, volumes: Tensor) -> dict[str, Tensor]:
+        if self.opponent is not None:
+            return self._opposed(self.opponent, reconstruction, volumes)
+        terms = self._terms(reconstruction, volumes, SSIM_STRIDE)
+        return {"loss": self._weighted(terms), **terms}
+
+    @torch.compiler.disable  # a compiled graph has no gradient between two of its own results
+    def _opposed(self, opponent: Adversary, reconstruction: Tensor, volumes: Tensor) -> dict[str, Tensor]:
+        terms = self._terms(reconstruction, volumes, SSIM_STRIDE)
+        distance = self._weighted(terms)
+        contest = opponent.contest(reconstruction, volumes, distance) if self.opposing else opponent.rest(distance)
+        return {
+            "loss": distance + contest.pull,
+            **terms,
+            "adversarial": contest.adversarial,
+            "opponent": contest.opponent,
+        }
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -71,23 +104,27 @@ class AutoencoderTask(Task):
             reconstruction, posterior = self.network(volumes)
             with torch.autocast(device.type, enabled=False):
                 reconstruction = reconstruction.float().clamp(-1, 1)
-                terms = self._terms(reconstruction, volumes, 1) | {"kl": posterior.kl().mean()}
+                terms, kl = self._terms(reconstruction, volumes, 1), posterior.kl().mean()
                 figures = {
-                    "loss": self._weighted(terms),
+                    "loss": self._weighted(terms) + self.weights.kl * kl,
                     "psnr": peak_signal_to_noise(reconstruction, volumes).mean(),
-                    "ssim": 1 - terms["structural"],
+                    "ssim": structural_similarity(reconstruction, volumes).mean(),
                     **terms,
+                    "kl": kl,
                 }
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(volumes)
         return {name: total / len(self.validation) for name, total in totals.items()}
 
     def _terms(self, reconstruction: Tensor, volumes: Tensor, stride: int) -> dict[str, Tensor]:
-        return {
+        terms = {
             "l1": (reconstruction - volumes).abs().mean(),
-            "structural": 1 - structural_similarity(reconstruction, volumes, stride=stride).mean(),
+            "structural": 1 - multi_scale_similarity(reconstruction, volumes, stride=stride).mean(),
             "gradient": gradient_difference(reconstruction, volumes),
         }
+        if self.weights.frequency > 0:
+            terms["frequency"] = spectral_difference(reconstruction, volumes)
+        return terms
 
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
         weights = plain(self.weights)
@@ -108,7 +145,7 @@ def train_autoencoder(
 
     When the iterator ends, the network holds the averaged weights of the validation whose weighted loss was lowest:
     past some point, more steps on a small cohort make an autoencoder worse on scans that it has not seen, and all that
-    follows is built on its latents. Raises CohortError where a split is empty.
+    follows is built on its latents. With an adversarial loss it holds the last average. Raises CohortError where a split is empty.
     """
     for name, volumes in (("training", train_set), ("validation", validation)):
         if not volumes.cases:

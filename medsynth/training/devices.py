@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import Tensor
 
 from medsynth.errors import ConfigError
 
@@ -73,6 +74,14 @@ def rows_of_process(batch_size: int, accelerator: Accelerator) -> slice:
     each = batch_size // processes
     start = int(accelerator.process_index) * each
     return slice(start, start + each)
+
+
+def summed_over_processes(figures: Tensor) -> Tensor:
+    """The sum of `figures` over all processes, the same on each; no gradient passes."""
+    figures = figures.detach().clone()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(figures)
+    return figures
 
 
 def require_compiler() -> None:

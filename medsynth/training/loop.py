@@ -19,16 +19,11 @@ from torch import Tensor, nn
 from medsynth.config.training import Training
 from medsynth.errors import InterruptedRun
 from medsynth.training.batches import Ahead, Batch
-from medsynth.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    load_optimiser,
-    optimiser_tensors,
-    save_checkpoint,
-)
+from medsynth.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from medsynth.training.devices import open_accelerator, require_compiler, rows_of_process
 from medsynth.training.ema import Average
 from medsynth.training.guard import Guard
+from medsynth.training.learner import Learner
 from medsynth.training.records import Record
 from medsynth.training.schedule import learning_rate, planned_steps, share_done
 from medsynth.training.signals import StopRequest
@@ -47,6 +42,9 @@ class Task(nn.Module, ABC):
 
     network: nn.Module
     """The part whose weights are trained, averaged and saved."""
+    opponent: nn.Module | None
+    """A part that is trained in the same steps on a loss of its own, called `opponent`; it is neither averaged nor kept.
+    The gradient of `opponent` must not reach the network, nor that of `loss` the opponent."""
     selected_by: str | None = None
     """Figure of `validate` whose smallest value picks the weights that are kept; None keeps the last average."""
 
@@ -54,9 +52,16 @@ class Task(nn.Module, ABC):
     def draw(self, number: int, rows: slice) -> Batch:
         """`rows` of the global batch `number`, on the CPU: a function of the seed and these two alone."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.opponent = None
+
+    def begin_step(self, share: float) -> None:
+        """Told before every step how much of the run lies behind, 0 to 1."""
+
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar means over the batch; `loss` is what is minimised."""
+        """Scalar means over the batch, the same ones at every step; `loss` is what is minimised."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
@@ -114,12 +119,16 @@ class _Run:
         self.identity = {**identity, "training": settings.model_dump(mode="json", exclude=set(NEUTRAL))}
         self.network = task.network
         task.to(self.accelerator.device).train()
-        self.names = {w: name for name, w in self.network.named_parameters() if w.requires_grad}
-        plain_optimiser = _optimiser(list(self.names), settings, self.accelerator.device)
+        self.learners = {"": Learner("loss", self.network, settings, self.accelerator.device)}
+        """By the prefix of their files in a checkpoint."""
+        if task.opponent is not None:
+            self.learners["opponent_"] = Learner("opponent", task.opponent, settings, self.accelerator.device)
         if settings.compile:
             require_compiler()
             task.compile()
-        self.model, self.optimiser = self.accelerator.prepare(task, plain_optimiser)
+        self.model, *optimisers = self.accelerator.prepare(task, *(each.optimiser for each in self.learners.values()))
+        for learner, optimiser in zip(self.learners.values(), optimisers, strict=True):
+            learner.optimiser = optimiser
         self.average = Average(self.network, settings.ema_decay)
         self.best: dict[str, Tensor] = {}
         self.best_value: float | None = None
@@ -180,18 +189,16 @@ class _Run:
         self.network.eval()
 
     def _optimise(self, rate: float, batches: Ahead) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for learner in self.learners.values():
+            learner.set_rate(rate)
+        self.task.begin_step(self.share)
         for _ in range(self.settings.accumulate):
             batch = batches.next()
             with self.accelerator.accumulate(self.model):
                 losses = self.model(batch)
-                self.accelerator.backward(losses["loss"])
+                self.accelerator.backward(sum(losses[learner.loss] for learner in self.learners.values()))
                 self.window.add_losses(losses)
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.names, self.settings.clip_norm)
-                self.optimiser.step()
-                self.optimiser.zero_grad()
+                norm, *_ = [learner.step(self.accelerator) for learner in self.learners.values()]
         self.window.end_step(self.step + 1, norm)
         self.average.update()
 
@@ -239,9 +246,8 @@ class _Run:
         self._saved_at = self.seconds
         if self.accelerator.is_main_process:
             tensors = {
-                "network": self.network.state_dict(),
+                **{k: v for prefix, each in self.learners.items() for k, v in each.tensors(prefix).items()},
                 "average": self.average.weights,
-                "optimiser": optimiser_tensors(self.optimiser.optimizer, self.names),
             }
             if self.best:
                 tensors["best"] = self.best
@@ -262,21 +268,12 @@ class _Run:
             return
         counters = found.counters
         self.step = found.step
-        self.network.load_state_dict(dict(found.tensors["network"]))
+        for prefix, learner in self.learners.items():
+            learner.load(prefix, found.tensors)
         self.average.load(dict(found.tensors["average"]), counters["average_updates"])
-        load_optimiser(self.optimiser.optimizer, self.names, found.tensors["optimiser"])
         self.best = dict(found.tensors.get("best", {}))
         self.best_value = counters["best_value"]
         self.guard.load(counters["guard"])
         self.window.load(counters["window"])
         self.records = [Record.from_json(record) for record in counters["records"]]
         self._before = counters["seconds"]
-
-
-def _optimiser(weights: list[nn.Parameter], settings: Training, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov 2019); no decay for biases and norms. One fused kernel where torch has one for the device."""
-    groups = [
-        {"params": [w for w in weights if w.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=device.type in ("cpu", "cuda"))

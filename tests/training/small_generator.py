@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medsynth.cohort.manifest import Case
 from medsynth.cohort.volumes import VolumeSet
-from medsynth.config.autoencoder import Autoencoder, AutoencoderNetwork
+from medsynth.config.autoencoder import Autoencoder, AutoencoderLoss, AutoencoderNetwork
 from medsynth.config.denoiser import Denoiser as DenoiserSettings
 from medsynth.config.denoiser import FlowObjective, UNetNetwork
 from medsynth.config.training import Training
@@ -33,6 +33,8 @@ DECLARATION = {
     "size_mm": {"kind": "number", "range": [1.0, 9.0], "unit": "mm", "dropout": 0.2},
     "lesion": {"kind": "mask", "labels": {"lesion": 1}, "dropout": 0.2},
 }
+OPPOSED = AutoencoderLoss(adversarial=0.5, adversarial_from=0.4, frequency=0.3)
+"""A loss with every term, in which the opponent comes in at two fifths of the run."""
 
 
 def volume_set(count: int, split: str, *, masked: bool = True, seed: int = 0) -> VolumeSet:
@@ -106,9 +108,9 @@ def new_denoiser(channels: int = 3, declaration: dict[str, Any] | None = None) -
     return Denoiser(network, Objective(FlowObjective(kind="flow")))
 
 
-def autoencoder_settings(**changes: Any) -> Autoencoder:
+def autoencoder_settings(loss: AutoencoderLoss | None = None, **changes: Any) -> Autoencoder:
     network = AutoencoderNetwork(downsampling=2, latent_channels=3, width=16, blocks=1)
-    return Autoencoder(network=network, training=training(**changes))
+    return Autoencoder(network=network, loss=loss or AutoencoderLoss(), training=training(**changes))
 
 
 def denoiser_settings(**changes: Any) -> DenoiserSettings:

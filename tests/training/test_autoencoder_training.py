@@ -17,7 +17,12 @@ from small_generator import (
 
 from medsynth.errors import CohortError, InterruptedRun
 from medsynth.training.autoencoder import AutoencoderTask, train_autoencoder
-from medsynth.training.losses import gradient_difference, peak_signal_to_noise, structural_similarity
+from medsynth.training.losses import (
+    gradient_difference,
+    multi_scale_similarity,
+    peak_signal_to_noise,
+    structural_similarity,
+)
 
 
 def new_task(seed=3):
@@ -32,7 +37,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     reconstruction, posterior = task.network(batch["volumes"], batch["noise"])
     expected = (
         1.0 * (reconstruction - batch["volumes"]).abs().mean()
-        + 0.2 * (1 - structural_similarity(reconstruction, batch["volumes"], stride=2).mean())
+        + 0.2 * (1 - multi_scale_similarity(reconstruction, batch["volumes"], stride=2).mean())
         + 0.5 * gradient_difference(reconstruction, batch["volumes"])
         + 1e-4 * posterior.kl().mean()
     )

@@ -6,11 +6,19 @@ import pytest
 import torch
 from monai.metrics.regression import compute_ssim_and_cs
 
-from medsynth.training.losses import WINDOW, gradient_difference, peak_signal_to_noise, structural_similarity
+from medsynth.training.losses import (
+    WINDOW,
+    gradient_difference,
+    multi_scale_similarity,
+    peak_signal_to_noise,
+    scales,
+    spectral_difference,
+    structural_similarity,
+)
 
 
-def naive_ssim(a: torch.Tensor, b: torch.Tensor) -> float:
-    """One window after the other, in float64."""
+def naive_ssim(a: torch.Tensor, b: torch.Tensor, luminance: bool = True) -> float:
+    """One window after the other, in float64; without luminance: contrast and structure alone."""
     sizes = [min(WINDOW, n) for n in a.shape]
     c1, c2 = 0.02**2, 0.06**2
     values = []
@@ -22,7 +30,9 @@ def naive_ssim(a: torch.Tensor, b: torch.Tensor) -> float:
                 mx, my = x.mean(), y.mean()
                 vx, vy = ((x - mx) ** 2).mean(), ((y - my) ** 2).mean()
                 cov = ((x - mx) * (y - my)).mean()
-                value = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+                value = (2 * cov + c2) / (vx + vy + c2)
+                if luminance:
+                    value = value * (2 * mx * my + c1) / (mx**2 + my**2 + c1)
                 values.append(float(value))
     return sum(values) / len(values)
 
@@ -68,6 +78,83 @@ def test_strided_windows_are_a_subset():
     torch.testing.assert_close(structural_similarity(x, padded, stride=2), first)
 
 
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [((4, 9, 9), 1), ((13, 13, 13), 1), ((32, 32, 16), 2), ((40, 56, 40), 3), ((112, 112, 111), 4), ((512,) * 3, 5)],
+)
+def test_scales_are_as_many_as_the_shortest_axis_has_room_for(shape, count):
+    assert scales(shape) == count
+    assert min(shape) // 2 ** (count - 1) >= min(WINDOW, *shape)
+
+
+def test_multi_scale_ssim_equals_its_definition():
+    a, b = (x.double() for x in pair(1, 1, 14, 15, 16))
+    halves = [torch.nn.functional.avg_pool3d(x, 2)[0, 0] for x in (a, b)]
+    fine, coarse = naive_ssim(a[0, 0], b[0, 0], luminance=False), naive_ssim(*halves)
+    total = 0.0448 + 0.2856
+    expected = fine ** (0.0448 / total) * coarse ** (0.2856 / total)
+    assert float(multi_scale_similarity(a, b)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_multi_scale_ssim_of_one_scale_is_ssim():
+    a, b = pair(2, 1, 12, 9, 13)
+    assert torch.equal(multi_scale_similarity(a, b, stride=2), structural_similarity(a, b, stride=2))
+
+
+def test_multi_scale_ssim_of_constants_has_a_closed_form_in_flat_boxes():
+    low, high = torch.full((1, 1, 32, 32, 16), 0.2), torch.full((1, 1, 32, 32, 16), 0.6)
+    luminance = (2 * 0.2 * 0.6 + 0.02**2) / (0.2**2 + 0.6**2 + 0.02**2)
+    expected = luminance ** (0.2856 / (0.0448 + 0.2856))
+    assert float(multi_scale_similarity(low, high)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_multi_scale_ssim_is_symmetric_and_knows_no_direction():
+    a, b = (x.double() for x in pair(2, 1, 32, 28, 16))
+    value = multi_scale_similarity(a, b)
+    torch.testing.assert_close(multi_scale_similarity(a, a), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(multi_scale_similarity(b, a), value)
+    torch.testing.assert_close(multi_scale_similarity(a.flip(2, 4), b.flip(2, 4)), value)
+    turned = [x.permute(0, 1, 4, 2, 3) for x in (a, b)]
+    torch.testing.assert_close(multi_scale_similarity(*turned), value)
+    assert (value < 0.95).all()
+
+
+def test_multi_scale_ssim_of_opposites_has_a_value_and_a_slope():
+    a, _ = pair(1, 1, 16, 16, 16)
+    b = (-a).requires_grad_()
+    value = multi_scale_similarity(a, b).sum()
+    value.backward()
+    assert 0 < value.item() < 0.1
+    assert b.grad.isfinite().all()
+
+
+def test_spectrum_of_a_wave_has_a_closed_form():
+    x = torch.arange(12) * (2 * math.pi * 3 / 12)
+    wave = 0.4 * x.cos()[None, None, :, None, None].expand(1, 1, 12, 6, 8)
+    bins = 12 * 6 * (8 // 2 + 1)
+    expected = 2 * (0.4 / 2) * math.sqrt(12 * 6 * 8) / bins  # two peaks
+    assert float(spectral_difference(wave, torch.zeros_like(wave))) == pytest.approx(expected, rel=1e-4)
+
+
+def test_spectra_ignore_place_and_notice_lost_texture():
+    a, _ = pair(1, 1, 16, 12, 14)
+    moved = a.roll((3, -2, 5), (2, 3, 4))
+    blurred = torch.nn.functional.avg_pool3d(a, 3, 1, 1)
+    assert float(spectral_difference(a, moved)) < 1e-5
+    assert float(spectral_difference(a, blurred)) > 0.2
+    assert float((a - moved).abs().mean()) > float((a - blurred).abs().mean())  # by voxels it is the other way round
+
+
+def test_spectra_are_computed_in_float32_under_autocast():
+    a, b = pair(1, 1, 9, 8, 7)
+    expected = spectral_difference(a, b)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = spectral_difference(a, b)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    assert spectral_difference(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+
+
 def test_gradient_difference_equals_its_definition_and_ignores_an_offset():
     a, b = pair(2, 1, 5, 6, 7)
     each = [(torch.diff(a, dim=d) - torch.diff(b, dim=d)).abs().mean() for d in (2, 3, 4)]
@@ -94,3 +181,9 @@ def test_gradients_are_true():
     a, b = pair(1, 1, 8, 9, 7)
     a, b = a.double().requires_grad_(), b.double()
     assert torch.autograd.gradcheck(lambda x: structural_similarity(x, b, stride=2), a, eps=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda x: spectral_difference(x, b), a, eps=1e-6, atol=1e-6)
+    a, b = pair(1, 1, 14, 14, 14)
+    a, b = a.double().requires_grad_(), b.double()
+    assert torch.autograd.gradcheck(
+        lambda x: multi_scale_similarity(x, b, stride=2), a, eps=1e-6, atol=1e-6, fast_mode=True
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_generator import autoencoder_records, denoiser_records
+from small_generator import OPPOSED, autoencoder_records, denoiser_records
 from toy_task import ToyTask, settings
 
 from medsynth.training.loop import train
@@ -54,12 +54,14 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     two = json.loads((tmp_path / "two" / "records.json").read_text())
     alone = {
         "autoencoder": autoencoder_records(tmp_path / "autoencoder", steps),
+        "opposed": autoencoder_records(tmp_path / "opposed", steps, loss=OPPOSED),
         "denoiser": denoiser_records(tmp_path / "denoiser", steps),
     }
     for kind, records in alone.items():
+        tolerance = 5e-3 if kind == "opposed" else 2e-4  # a discriminator makes more of what rounding has changed
         assert len(two[kind]) == len(records) == steps
         for theirs, record in zip(two[kind], records, strict=True):
-            assert theirs["losses"] == pytest.approx(record.losses, rel=2e-4, abs=1e-5)
+            assert theirs["losses"] == pytest.approx(record.losses, rel=tolerance, abs=1e-5)
             assert theirs["gradient_norm"] == pytest.approx(record.gradient_norm, rel=5e-3)
             assert (theirs["validation"] or {}) == pytest.approx(record.validation or {}, rel=1e-3, abs=1e-4)
         losses = [record.losses["loss"] for record in records]

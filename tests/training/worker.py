@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from small_generator import autoencoder_records, denoiser_records
+from small_generator import OPPOSED, autoencoder_records, denoiser_records
 from toy_task import ToyTask, settings
 
 from medsynth.training import checkpoint
@@ -41,6 +41,7 @@ def main(kind: str, folder: Path, steps: int) -> None:
     else:
         runs = {
             "autoencoder": autoencoder_records(folder / "autoencoder", steps),
+            "opposed": autoencoder_records(folder / "opposed", steps, loss=OPPOSED),
             "denoiser": denoiser_records(folder / "denoiser", steps),
         }
     if os.environ.get("RANK", "0") == "0":
