@@ -116,9 +116,16 @@ class DiffusionObjective(Settings):
 Objective = Annotated[FlowObjective | DiffusionObjective, Field(discriminator="kind")]
 
 
+Place = Literal["auto", "device", "memory", "disk"]
+
+
 class Denoiser(Settings):
     """The denoiser stage."""
 
     network: DenoiserNetwork = UNetNetwork()
     objective: Objective = FlowObjective(kind="flow")
     training: Training = Training()
+    keep: Literal["best", "last"] = "best"
+    """The averaged weights of the lowest validation loss, or those of the last step."""
+    latents: Place = "auto"
+    """Where latents and masks wait for their turn; `auto` is the fastest place that they fit."""

@@ -12,7 +12,7 @@ from medsynth.evaluation.evidence import Estimate
 
 WIDTH = 760
 CURVE_WIDTH = 460
-_STYLES = ("one", "two", "three", "four")
+_STYLES = ("one", "two", "three", "four", "five")
 _MOST_DOTS = 300
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 Line = list[tuple[float, float]]
+LEVEL = "loss at "
+"""Starts the name of a validation figure that is the loss at some noise levels."""
 _ROW = ("split", "patients", "scans")
 _SPLITS = {"train": "training"}
 
@@ -78,8 +80,17 @@ class Facts:
             main = {"training": training.pop("loss", []), "validation": validation.pop("loss", [])}
             charts.append((f"{stage}: loss", {name: line for name, line in main.items() if line}))
             charts.append((f"{stage}: terms of the training loss", training))
+            levels = {name: validation.pop(name) for name in list(validation) if name.startswith(LEVEL)}
+            levels = {name.removeprefix(LEVEL).removesuffix(" degrees"): line for name, line in levels.items()}
+            charts.append((f"{stage}: validation loss by noise angle in degrees", levels))
             charts += [(f"{stage}: {name} on the validation split", {name: line}) for name, line in validation.items()]
+            charts.append((f"{stage}: share of the time that went by waiting for data", _waiting(records)))
         return [(title, lines) for title, lines in charts if lines]
+
+
+def _waiting(records: Sequence[Mapping[str, Any]]) -> dict[str, Line]:
+    line = [(float(record["step"]), float(record["waiting"])) for record in records if "waiting" in record]
+    return {"waiting": line} if line else {}
 
 
 def _lines(records: Sequence[Mapping[str, Any]], part: str) -> dict[str, Line]:

@@ -28,12 +28,13 @@ from medsynth.stages.files import read_json
 from medsynth.stages.training import (
     CHECKPOINTS,
     follow,
-    last_validation,
+    kept_validation,
     load_autoencoder,
     network_size,
     pick_device,
     prepared,
     reproducible,
+    waiting_share,
 )
 from medsynth.training.checkpoint import discard_checkpoints
 from medsynth.training.denoiser import train_denoiser
@@ -66,7 +67,8 @@ def run(context: Context, folder: Path) -> StageResult:
     shutil.rmtree(folder / "model", ignore_errors=True)
     save_model(_assemble(context, network, statistics), folder / "model", provenance(context))
     discard_checkpoints(folder / CHECKPOINTS)
-    return StageResult({"parameters": network_size(network), **last_validation(history)})
+    kept = kept_validation(history, "loss" if settings.keep == "best" else None)
+    return StageResult({"parameters": network_size(network), "waiting": waiting_share(history), **kept})
 
 
 NETWORKS: Mapping[str, type[DenoisingNetwork]] = {"unet": LatentUNet, "transformer": LatentTransformer}
@@ -162,4 +164,5 @@ STAGE = Stage(
     needs=("prepare", "autoencoder", "encode"),
     settings=lambda pipeline: [plain(pipeline.denoiser), declare(pipeline.conditions)],
     run=run,
+    revision=2,
 )

@@ -85,6 +85,7 @@ def follow(
             context.tracker.metrics(_numbers(record), step=record.step)
         advance(max(settings.steps - before, 0))
     write_json(folder / "history.json", history)
+    context.say(f"{label}: {100 * waiting_share(history):.1f} % of the time went by waiting for data")
     return history
 
 
@@ -102,12 +103,28 @@ def _line(record: Record) -> dict[str, Any]:
 def _numbers(record: Record) -> dict[str, float]:
     validation = {f"validation/{name}": value for name, value in (record.validation or {}).items()}
     losses = {f"train/{name}": value for name, value in record.losses.items()}
-    return {**losses, **validation, "learning_rate": record.learning_rate}
+    return {**losses, **validation, "learning_rate": record.learning_rate, "waiting": record.waiting}
 
 
 def last_validation(history: list[dict[str, Any]]) -> dict[str, float]:
     """The newest validation figures of a history."""
     return next((dict(line["validation"]) for line in reversed(history) if line["validation"]), {})
+
+
+def kept_validation(history: list[dict[str, Any]], selected_by: str | None) -> dict[str, float]:
+    """Step and validation figures of the weights that were kept: the newest, or the first whose figure is the lowest."""
+    checks = [line for line in history if line["validation"]]
+    if not checks:
+        return {}
+    line = min(checks, key=lambda check: check["validation"][selected_by]) if selected_by else checks[-1]
+    return {"kept_step": line["step"], **line["validation"]}
+
+
+def waiting_share(history: list[dict[str, Any]]) -> float:
+    """Share of a whole training run that was spent waiting for data."""
+    ends = [0.0, *(line["seconds"] for line in history)]
+    waited = sum(line["waiting"] * (end - start) for line, start, end in zip(history, ends, ends[1:], strict=False))
+    return waited / ends[-1] if ends[-1] > 0 else 0.0
 
 
 def network_size(network: torch.nn.Module) -> int:

@@ -78,10 +78,10 @@ class GridOrder:
 
 def noise(shape: tuple[int, ...], seed: int, name: str, number: int, rows: slice) -> Tensor:
     """Standard normal noise [rows, *shape] for `rows` of batch `number`; each row has a stream of its own."""
-    drawn = [
-        torch.randn(shape, generator=torch_generator(seed, name, number, row)) for row in range(rows.start, rows.stop)
-    ]
-    return torch.stack(drawn)
+    drawn = torch.empty(rows.stop - rows.start, *shape)
+    for place, row in enumerate(range(rows.start, rows.stop)):
+        torch.randn(shape, generator=torch_generator(seed, name, number, row), out=drawn[place])
+    return drawn
 
 
 class Ahead:
@@ -121,5 +121,5 @@ class Ahead:
     def _fetch(self, number: int) -> Batch:
         batch = self._draw(number)
         if self._device.type == "cuda":
-            return {name: tensor.pin_memory() for name, tensor in batch.items()}
+            return {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in batch.items()}
         return batch

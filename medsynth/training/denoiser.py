@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,25 @@ from torch import Tensor
 
 from medsynth.config.base import plain
 from medsynth.config.denoiser import Denoiser as DenoiserSettings
+from medsynth.diffusion.bound import HIGHEST, LOWEST, bound_angles, variational_bound
 from medsynth.diffusion.objective import Denoiser
 from medsynth.errors import CohortError, DataError
-from medsynth.models.conditions import Declaration, encode, mask_name, random_drop, steering_values
+from medsynth.models.conditions import Declaration, mask_name, random_drop
 from medsynth.seeding import derive, torch_generator
 from medsynth.training.batches import Batch, Order, noise
+from medsynth.training.devices import processes
 from medsynth.training.latents import LatentStatistics, LatentStore
 from medsynth.training.loop import Task, train
+from medsynth.training.pool import Pool, even_angles, place_for, spread
 from medsynth.training.records import Record
 
 CONDITION = "condition "
 """Goes before a condition's name in a batch."""
 VALIDATION_DRAWS = 128
-"""Noise levels that a validation looks at, at least; each case gets its even share."""
+"""Noise levels that the validation loss looks at, at least; each case gets its even share."""
+BINS, DRAWS_PER_BIN = 5, 16
+"""Noise levels whose loss is told apart: even steps of the angle, and the draws in each."""
+BOUND_DRAWS = 64
 
 
 class DenoiserTask(Task):
@@ -47,26 +53,33 @@ class DenoiserTask(Task):
         self.network = denoiser.network
         self.denoiser = denoiser
         self.declaration = declaration_of(denoiser)
-        self.store = train_store
-        self.validation = validation
-        self.statistics = statistics
+        self.pool = Pool(train_store, self.declaration, statistics)
+        self.validation = Pool(validation, self.declaration, statistics)
+        self.place = settings.latents
+        self.selected_by = "loss" if settings.keep == "best" else None
         self.batch_size = settings.training.batch_size
         self.seed = derive(seed, "denoiser")
         self.order = Order(len(train_store), self.batch_size, self.seed)
         self.latent_shape = train_store.latents.shape[1:]
         self.latent_voxels = math.prod(self.latent_shape[1:])
 
+    def settle(self, device: torch.device) -> None:
+        """Bring the latents to where they are wanted."""
+        pools = (self.pool, self.validation)
+        place = place_for(sum(pool.nbytes for pool in pools), self.place, device, processes())
+        for pool in pools:
+            if place != "disk":
+                pool.hold(device if place == "device" else torch.device("cpu"))
+
     def draw(self, number: int, rows: slice) -> Batch:
         """Clean latents, noise, angles and conditions."""
         cases = self.order.batch(number)
         generator = torch_generator(self.seed, "angles", number)
         angles = self.denoiser.objective.sample_angles(self.batch_size, generator, self.latent_voxels)
-        conditions = random_drop(
-            self.declaration, self._conditions(self.store, cases), torch_generator(self.seed, "withheld", number)
-        )
-        latents, _ = self.store.take(cases[rows])
+        latents, conditions = self.pool.take(cases)
+        conditions = random_drop(self.declaration, conditions, torch_generator(self.seed, "withheld", number))
         return {
-            "latents": self.statistics.normalise(latents),
+            "latents": latents[rows],
             "noise": noise(self.latent_shape, self.seed, "noise", number, rows),
             "angles": angles[rows],
             **{CONDITION + name: value[rows] for name, value in conditions.items()},
@@ -76,39 +89,79 @@ class DenoiserTask(Task):
         """The objective's loss, mean over the batch."""
         return {"loss": self._losses(batch).mean()}
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The loss on validation latents with every condition given; noise and angles are the same every time."""
-        device = next(self.network.parameters()).device
-        count = len(self.validation)
-        repeats = math.ceil(VALIDATION_DRAWS / count)
+        """Figures on validation latents with every condition given; noise and angles are the same every time.
+
+        `loss` at the angles of training, `loss at ...` in even steps of the angle, and `bits`, the variational bound in
+        bits per dimension of the normalised latent.
+        """
+        return {"loss": float(self.losses(self.validation).mean()), **self._loss_per_level(), "bits": self._bits()}
+
+    def losses(self, pool: Pool) -> Tensor:
+        """The loss of each of the fixed draws, [n] on the CPU, with every condition given.
+
+        They look at as many cases as the validation split has, at the same angles and noise whatever the pool; draw i at
+        the same case as draw i plus that number.
+        """
+        chosen = spread(min(len(self.validation), len(pool)), len(pool))
+        count = len(self.validation) * math.ceil(VALIDATION_DRAWS / len(self.validation))
         generator = torch_generator(self.seed, "validation angles")
-        angles = self.denoiser.objective.sample_angles(repeats * count, generator, self.latent_voxels)
-        total = 0.0
-        for start in range(0, repeats * count, self.batch_size):
-            rows = slice(start, min(start + self.batch_size, repeats * count))
-            cases = torch.arange(rows.start, rows.stop) % count
-            latents, _ = self.validation.take(cases)
-            conditions = self._conditions(self.validation, cases)
+        angles = self.denoiser.objective.sample_angles(count, generator, self.latent_voxels)
+        return self._over(pool, chosen[torch.arange(count) % len(chosen)], angles, "validation noise", self._losses)
+
+    def _loss_per_level(self) -> dict[str, float]:
+        objective, generator = self.denoiser.objective, torch_generator(self.seed, "level angles")
+        lowest, highest = objective.lowest, objective.highest
+        angles = even_angles(DRAWS_PER_BIN, BINS, lowest, highest, generator)
+        # The same cases at every level, so that levels differ by their noise alone.
+        cases = spread(DRAWS_PER_BIN, len(self.validation)).repeat(BINS)
+        losses = self._over(self.validation, cases, angles, "level noise", self._losses).view(BINS, DRAWS_PER_BIN)
+        edges = [math.degrees(lowest + (highest - lowest) * i / BINS) for i in range(BINS + 1)]
+        return {
+            f"loss at {edges[i]:.0f}-{edges[i + 1]:.0f} degrees": float(loss) for i, loss in enumerate(losses.mean(1))
+        }
+
+    def _bits(self) -> float:
+        objective, generator = self.denoiser.objective, torch_generator(self.seed, "bound angles")
+        ends = max(objective.lowest, LOWEST), min(objective.highest, HIGHEST)
+
+        def bits(batch: Batch) -> Tensor:
+            conditions = conditions_of(batch)
+            return variational_bound(
+                lambda x, angle: self.denoiser.clean(x, angle, conditions),
+                batch["latents"],
+                batch["noise"],
+                batch["angles"],
+                *ends,
+            )
+
+        cases, angles = spread(BOUND_DRAWS, len(self.validation)), bound_angles(BOUND_DRAWS, *ends, generator)
+        return float(self._over(self.validation, cases, angles, "bound noise", bits).mean())
+
+    @torch.no_grad()
+    def _over(self, pool: Pool, cases: Tensor, angles: Tensor, name: str, measure: Callable[[Batch], Tensor]) -> Tensor:
+        """`measure` of every draw, [n] on the CPU, in batches; the noise named `name` is the same every time."""
+        device = next(self.network.parameters()).device
+        parts = []
+        for start in range(0, len(cases), self.batch_size):
+            rows = slice(start, min(start + self.batch_size, len(cases)))
+            latents, conditions = pool.take(cases[rows])
             batch = {
-                "latents": self.statistics.normalise(latents),
-                "noise": noise(self.latent_shape, self.seed, "validation noise", 0, rows),
+                "latents": latents,
+                "noise": noise(self.latent_shape, self.seed, name, 0, rows),
                 "angles": angles[rows],
                 **{CONDITION + name: value for name, value in conditions.items()},
             }
-            total += float(self._losses({name: value.to(device) for name, value in batch.items()}).sum())
-        return {"loss": total / (repeats * count)}
-
-    def _conditions(self, store: LatentStore, cases: Tensor) -> dict[str, Tensor]:
-        rows = [steering_values(self.declaration, store.rows[case]) for case in cases.tolist()]
-        masks = None
-        if mask_name(self.declaration) is not None and store.masks is not None:
-            masks = torch.from_numpy(store.masks[cases.numpy()])
-        return encode(self.declaration, rows, masks)
+            parts.append(measure({name: value.to(device) for name, value in batch.items()}).cpu())
+        return torch.cat(parts)
 
     def _losses(self, batch: Batch) -> Tensor:
-        conditions = {name.removeprefix(CONDITION): v for name, v in batch.items() if name.startswith(CONDITION)}
-        return self.denoiser.loss(batch["latents"], conditions, batch["angles"], batch["noise"])
+        return self.denoiser.loss(batch["latents"], conditions_of(batch), batch["angles"], batch["noise"])
+
+
+def conditions_of(batch: Batch) -> dict[str, Tensor]:
+    """The encoded conditions among a batch's tensors."""
+    return {name.removeprefix(CONDITION): v for name, v in batch.items() if name.startswith(CONDITION)}
 
 
 def declaration_of(denoiser: Denoiser) -> Declaration:
@@ -130,9 +183,9 @@ def train_denoiser(
 ) -> Iterator[Record]:
     """Train `denoiser.network` on the training split's latents; see `loop.train` for checkpoints, records and errors.
 
-    `statistics` are those of the training split. When the iterator ends, the network holds the averaged weights of the
-    last step: the validation loss says when a denoiser starts to memorise, but hardly how good its samples are. Raises
-    CohortError where a split is empty, DataError where masks are declared and the latents have none.
+    `statistics` are those of the training split. When the iterator ends, the network holds the averaged weights that
+    `settings.keep` names. Raises CohortError where a split is empty, DataError where masks are declared and the latents
+    have none.
     """
     for name, store in (("training", train_store), ("validation", validation)):
         if not len(store):
@@ -149,6 +202,7 @@ def train_denoiser(
         "seed": seed,
         "network": plain(settings.network),
         "objective": denoiser.objective.to_json(),
+        "keep": settings.keep,
         "conditions": task.declaration,
         "data": {"train": train_store.digest, "validation": validation.digest},
         "statistics": [statistics.shift.tolist(), statistics.scale.tolist()],

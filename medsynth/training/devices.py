@@ -61,6 +61,11 @@ def open_accelerator(device: torch.device, precision: Precision, accumulate: int
     return accelerator
 
 
+def processes() -> int:
+    """Number of processes that train together."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
 def rows_of_process(batch_size: int, accelerator: Accelerator) -> slice:
     """The rows of each global batch that this process computes."""
     processes = int(accelerator.num_processes)

@@ -48,13 +48,16 @@ class Task(nn.Module, ABC):
     selected_by: str | None = None
     """Figure of `validate` whose smallest value picks the weights that are kept; None keeps the last average."""
 
-    @abstractmethod
-    def draw(self, number: int, rows: slice) -> Batch:
-        """`rows` of the global batch `number`, on the CPU: a function of the seed and these two alone."""
-
     def __init__(self) -> None:
         super().__init__()
         self.opponent = None
+
+    def settle(self, device: torch.device) -> None:
+        """Told once, before the first batch, which device this process trains on."""
+
+    @abstractmethod
+    def draw(self, number: int, rows: slice) -> Batch:
+        """`rows` of the global batch `number`, on the CPU or the device: a function of the seed and these two alone."""
 
     def begin_step(self, share: float) -> None:
         """Told before every step how much of the run lies behind, 0 to 1."""
@@ -119,6 +122,7 @@ class _Run:
         self.identity = {**identity, "training": settings.model_dump(mode="json", exclude=set(NEUTRAL))}
         self.network = task.network
         task.to(self.accelerator.device).train()
+        task.settle(self.accelerator.device)
         self.learners = {"": Learner("loss", self.network, settings, self.accelerator.device)}
         """By the prefix of their files in a checkpoint."""
         if task.opponent is not None:

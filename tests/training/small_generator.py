@@ -115,7 +115,8 @@ def autoencoder_settings(loss: AutoencoderLoss | None = None, **changes: Any) ->
 
 def denoiser_settings(**changes: Any) -> DenoiserSettings:
     network = UNetNetwork(widths=(16, 32), blocks=1, head_channels=16, mask_channels=8)
-    return DenoiserSettings(network=network, training=training(**changes))
+    own = {name: changes.pop(name) for name in set(changes) & set(DenoiserSettings.model_fields)}
+    return DenoiserSettings(network=network, training=training(**changes), **own)
 
 
 def stores(folder: Path, network: KLAutoencoder) -> tuple[LatentStore, LatentStore, LatentStatistics]:

@@ -19,8 +19,12 @@ from small_generator import (
     weights,
 )
 
+from medsynth.diffusion.angle import mix
+from medsynth.diffusion.bound import HIGHEST, LOWEST
+from medsynth.diffusion.objective import Denoiser
 from medsynth.errors import CohortError, DataError, InterruptedRun
 from medsynth.training.denoiser import CONDITION, DenoiserTask, train_denoiser
+from medsynth.training.pool import Pool
 
 
 def new_task(folder, *, declaration=None, seed=3, **changes):
@@ -44,12 +48,13 @@ def test_latents_are_normalised_and_go_with_their_own_conditions(tmp_path):
     untouched = {name: {**entry, "dropout": 0.0} for name, entry in DECLARATION.items()}
     task = new_task(tmp_path, declaration=untouched)
     batch, cases = task.draw(2, slice(0, 4)), task.order.batch(2).tolist()
-    expected = task.statistics.normalise(torch.from_numpy(np.array(task.store.latents))[cases])
+    train, _, statistics = stores(tmp_path / "again", new_autoencoder())
+    expected = statistics.normalise(torch.from_numpy(np.array(train.latents))[cases])
     assert torch.equal(batch["latents"], expected)
-    rows = [task.store.rows[i] for i in cases]
+    rows = [train.rows[i] for i in cases]
     assert batch[CONDITION + "kind_of"].tolist() == [["dark", "bright"].index(row["kind_of"]) for row in rows]
     assert batch[CONDITION + "size_mm"].tolist() == pytest.approx([row["size_mm"] for row in rows])
-    assert np.array_equal(batch[CONDITION + "lesion"].numpy(), task.store.masks[cases])
+    assert np.array_equal(batch[CONDITION + "lesion"].numpy(), train.masks[cases])
 
 
 def test_each_condition_is_withheld_as_often_as_declared(tmp_path):
@@ -75,18 +80,89 @@ def test_validation_is_the_same_every_time_and_whatever_the_batch_size(tmp_path)
     task.batch_size = 7
     assert task.validate()["loss"] == pytest.approx(first["loss"], rel=1e-4)
     # an untrained network answers zero, so its loss is the target's mean square: that of noise minus clean latent
-    validation = task.statistics.normalise(task.validation.take(range(5))[0])
+    validation, _ = task.validation.take(torch.arange(5))
     assert first["loss"] == pytest.approx(1 + float(validation.square().mean()), rel=0.05)
 
 
-def test_it_learns_and_holds_the_average_of_the_last_step(tmp_path):
+def answer(task, denoise):
+    """Let the task's denoiser give the clean latent that `denoise(x, angle)` gives."""
+    task.denoiser = Answering(denoise, task.denoiser.objective)
+
+
+class Answering(Denoiser):
+    def __init__(self, denoise, objective):
+        super().__init__(torch.nn.Identity(), objective)
+        self.denoise = denoise
+
+    def clean(self, x, angle, conditions):
+        return self.denoise(x, angle)
+
+    def loss(self, x0, conditions, angles, noise):
+        return (self.denoise(mix(x0, noise, angles), angles) - x0).square().flatten(1).mean(1)
+
+
+def test_the_bound_of_validation_is_that_of_its_denoiser(tmp_path):
+    task = new_task(tmp_path)
+    latents, _ = task.validation.take(torch.arange(5))
+    power = float(latents.square().mean())
+    answer(task, lambda x, angle: torch.zeros_like(x))
+    # the integral of the ratio over its logarithm is the ratio itself: half of 1 / tan^2 between the ends, times the power
+    expected = 0.5 * power * (1 / math.tan(LOWEST) ** 2 - 1 / math.tan(HIGHEST) ** 2)
+    expected += 0.5 * (math.cos(HIGHEST) ** 2 * (power - 1) - 2 * math.log(math.sin(HIGHEST)))
+    expected += 0.5 * math.log(2 * math.pi * math.e * math.tan(LOWEST) ** 2)
+    assert task.validate()["bits"] == pytest.approx(expected / math.log(2), rel=0.15)
+
+
+def test_the_loss_is_told_apart_by_noise_level(tmp_path):
+    task = new_task(tmp_path)
+    figures = task.validate()
+    levels = {name: value for name, value in figures.items() if name.startswith("loss at ")}
+    assert list(levels) == [f"loss at {low}-{low + 18} degrees" for low in (0, 18, 36, 54, 72)]
+    # an untrained network answers zero: the flow's target, noise minus clean latent, is as large at every level
+    assert list(levels.values()) == pytest.approx([figures["loss"]] * 5, rel=0.1)
+    record, wrong = task._losses, 3.0
+    task._losses = lambda batch: record(batch) + wrong * (batch["angles"] > math.radians(72))
+    worse = task.validate()
+    changed = {name: worse[name] - value for name, value in levels.items()}
+    assert list(changed.values()) == pytest.approx([0, 0, 0, 0, wrong], abs=1e-4)
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("best", 4), ("last", 6)])
+def test_the_weights_that_the_settings_name_are_kept(tmp_path, monkeypatch, keep, expected):
+    seen = {}
+
+    def validate(task):
+        seen[2 * len(seen) + 2] = weights(task.network)
+        return {"loss": [3.0, 1.0, 2.0][len(seen) - 1]}
+
+    monkeypatch.setattr(DenoiserTask, "validate", validate)
+    denoiser = new_denoiser()
+    denoiser_records(tmp_path, 6, denoiser, keep=keep, validate_every=2)
+    kept = weights(denoiser.network)
+    same = [step for step, held in seen.items() if all(torch.equal(held[name], kept[name]) for name in kept)]
+    assert same == [expected]
+
+
+def test_training_and_validation_are_measured_alike(tmp_path):
+    task = new_task(tmp_path)
+    losses = task.losses(task.validation)
+    assert float(losses.mean()) == task.validate()["loss"]
+    assert torch.equal(losses, task.losses(Pool(task.validation.store, task.declaration, task.validation.statistics)))
+    seen = []
+    take = task.pool.take
+    task.pool.take = lambda cases: seen.append(cases) or take(cases)
+    assert len(task.losses(task.pool)) == len(losses)
+    assert torch.cat(seen).unique().tolist() == [0, 2, 4, 6, 8]  # as many cases as in validation, spread over the split
+
+
+def test_it_learns_and_holds_the_average_of_the_best_step(tmp_path):
     denoiser = new_denoiser()
     records = denoiser_records(tmp_path, 90, denoiser, validate_every=30, log_every=25, batch_size=8)
     checks = [record.validation["loss"] for record in records if record.validation]
     assert checks[-1] < 0.8 * checks[0] < checks[0]
     train, validation, statistics = stores(tmp_path / "again", new_autoencoder())
     task = DenoiserTask(denoiser, train, validation, statistics, denoiser_settings(batch_size=8), 3)
-    assert task.validate()["loss"] == pytest.approx(checks[-1], rel=1e-5)
+    assert task.validate()["loss"] == pytest.approx(min(checks), rel=1e-5)
 
 
 def test_interrupted_and_gone_on_with_equals_uninterrupted(tmp_path):

@@ -1,0 +1,99 @@
+"""A split's latents and conditions where a training loop reaches them fastest: on the device, in memory, or on disk."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from medsynth.config.denoiser import Place
+from medsynth.models.conditions import Declaration, encode, mask_name, steering_values
+from medsynth.training.latents import LatentStatistics, LatentStore
+
+SHARE_OF_DEVICE = 0.2
+"""Of a GPU's free memory, before training takes its own, that latents may fill where their place is `auto`."""
+SHARE_OF_MEMORY = 0.5
+"""Of the machine's available memory, likewise."""
+CHECKED_AT_ONCE = 64
+"""Masks that are compared with the declared labels in one go."""
+
+
+class Pool:
+    """Normalised latents and encoded conditions of a split, by case number.
+
+    Everything that is the same for a case in every batch is done once, here: values and masks are checked against the
+    declaration and encoded, latents are normalised. Raises ConfigError for a value or label that is not declared.
+    """
+
+    def __init__(self, store: LatentStore, declaration: Declaration, statistics: LatentStatistics) -> None:
+        self.store = store
+        self.statistics = statistics
+        rows = [steering_values(declaration, row) for row in store.rows]
+        self._mask = mask_name(declaration) if store.masks is not None else None
+        if self._mask is not None and store.masks is not None:
+            for start in range(0, len(rows), CHECKED_AT_ONCE):
+                part = slice(start, start + CHECKED_AT_ONCE)
+                encode(declaration, rows[part], torch.from_numpy(np.array(store.masks[part])))
+        self._values = encode(declaration, rows)
+        self._held: tuple[Tensor, Tensor | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def nbytes(self) -> int:
+        """What latents and masks take."""
+        masks = 0 if self._mask is None or self.store.masks is None else int(self.store.masks.nbytes)
+        return int(self.store.latents.nbytes) + masks
+
+    def hold(self, device: torch.device) -> None:
+        """Keep everything on `device` from now on."""
+        latents, masks = self._read(np.arange(len(self)))
+        self._held = latents.to(device), None if masks is None else masks.to(device)
+        self._values = {name: value.to(device) for name, value in self._values.items()}
+
+    def take(self, cases: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Normalised latents [B, C, x, y, z] and encoded conditions of the cases with these numbers, as copies."""
+        if self._held is None:
+            latents, masks = self._read(cases.numpy())
+        else:
+            where = cases.to(self._held[0].device)
+            latents = self._held[0][where]
+            masks = None if self._held[1] is None else self._held[1][where]
+        conditions = {name: value[cases.to(value.device)] for name, value in self._values.items()}
+        if self._mask is not None and masks is not None:
+            conditions[self._mask] = masks
+        return latents, conditions
+
+    def _read(self, cases: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        masks = None if self._mask is None or self.store.masks is None else torch.from_numpy(self.store.masks[cases])
+        return self.statistics.normalise(torch.from_numpy(self.store.latents[cases])), masks
+
+
+def place_for(
+    nbytes: int, wanted: Place, device: torch.device, processes: int = 1
+) -> Literal["device", "memory", "disk"]:
+    """Where `nbytes` of latents are kept: as wanted, or with `auto` at the fastest place that they fit.
+
+    `processes` of one machine share its memory, and may share a device.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda" and nbytes * processes <= SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    return "memory" if nbytes * processes <= SHARE_OF_MEMORY * psutil.virtual_memory().available else "disk"
+
+
+def spread(count: int, pool: int) -> Tensor:
+    """`count` case numbers that visit `pool` cases as evenly as can be, in order, int64 [count]."""
+    return torch.arange(count) * pool // count
+
+
+def even_angles(per_bin: int, bins: int, lowest: float, highest: float, generator: torch.Generator) -> Tensor:
+    """Angles [bins * per_bin] float32, one in each even step between the ends, in rising order."""
+    count = bins * per_bin
+    steps = torch.arange(count, dtype=torch.float64) + torch.rand(count, generator=generator, dtype=torch.float64)
+    return (lowest + (highest - lowest) * steps / count).float()
