@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from medsynth.config.augment import Augment
 from medsynth.config.base import Positive, Settings
 from medsynth.config.training import Count, Training
 
@@ -127,5 +128,6 @@ class Denoiser(Settings):
     training: Training = Training()
     keep: Literal["best", "last"] = "best"
     """The averaged weights of the lowest validation loss, or those of the last step."""
+    augment: Augment = Augment()
     latents: Place = "auto"
     """Where latents and masks wait for their turn; `auto` is the fastest place that they fit."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from medsynth.config.augment import contradicted
 from medsynth.config.autoencoder import Autoencoder
 from medsynth.config.base import ConfigPath, Name, Settings
 from medsynth.config.cohort import CategoryCondition, Cohort, Condition, MaskCondition, Prepare
@@ -98,6 +99,7 @@ class Pipeline(Settings):
             f"generate.conditions.{name}: expected one of the declared conditions ({', '.join(self.conditions)})"
             for name in sorted(set(self.generate.conditions) - set(self.conditions))
         ]
+        wrong += contradicted(self.denoiser.augment, self.conditions)
         if self.prepare.centre == "mask" and self.mask() is None:
             wrong.append("prepare.centre: `mask` needs a condition of kind mask")
         if wrong:

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ class LatentCase:
     split: str
     sha256: str
     """Digest of the image file that was encoded."""
+    mirrored: str = ""
+    """Axes along which the volume was mirrored before it was encoded, such as `xy`."""
 
 
 @dataclass(frozen=True)
@@ -127,23 +130,37 @@ class LatentStore:
 
 
 def encode_latents(
-    autoencoder: KLAutoencoder, volumes: VolumeSet, folder: Path, device: torch.device, progress: Progress
+    autoencoder: KLAutoencoder,
+    volumes: VolumeSet,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    *,
+    variants: Sequence[Sequence[str]] = ((),),
 ) -> LatentStore:
     """Encode `volumes` and write a latent store at `folder`, whole or not at all; one that is there is replaced.
 
-    The mean of each posterior is kept, never a draw. Raises DataError where a latent is not finite.
+    The mean of each posterior is kept, never a draw. `variants` are the sets of axes (x, y, z) to mirror along: all
+    volumes come once per variant, masks along with them. They are mirrored before they are encoded, because a mirrored
+    latent is not the latent of the mirrored volume. Raises DataError where a latent is not finite.
     """
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_arrays(autoencoder.to(device).eval(), volumes, partial, device, progress)
+        _write_latents(autoencoder.to(device).eval(), volumes, variants, partial / LATENTS, device, progress)
+        if volumes.masks is not None:
+            _write_masks(volumes.masks, variants, partial / MASKS)
         names = [LATENTS] if volumes.masks is None else [LATENTS, MASKS]
         index = {
             "format": FORMAT,
             "arrays": {name: {"sha256": file_sha256(partial / name)} for name in names},
-            "cases": [asdict(LatentCase(c.case, c.patient, c.split, c.sha256)) for c in volumes.cases],
-            "rows": [dict(c.conditions) for c in volumes.cases],
+            "cases": [
+                asdict(LatentCase(c.case, c.patient, c.split, c.sha256, "".join(axes)))
+                for axes in variants
+                for c in volumes.cases
+            ],
+            "rows": [dict(c.conditions) for _ in variants for c in volumes.cases],
         }
         _write_json(partial / INDEX, index)
     except OSError:
@@ -155,22 +172,28 @@ def encode_latents(
     return LatentStore.open(folder)
 
 
+# Arrays are written and not memory mapped: on a full disk a write is an error, a mapped page the death of the process.
+
+
 @torch.no_grad()
-def _write_arrays(
-    autoencoder: KLAutoencoder, volumes: VolumeSet, folder: Path, device: torch.device, progress: Progress
+def _write_latents(
+    autoencoder: KLAutoencoder,
+    volumes: VolumeSet,
+    variants: Sequence[Sequence[str]],
+    path: Path,
+    device: torch.device,
+    progress: Progress,
 ) -> None:
-    if volumes.masks is not None:
-        np.save(folder / MASKS, volumes.masks.numpy(), allow_pickle=False)
     factor, channels = autoencoder.config["downsampling"], autoencoder.config["latent_channels"]
     grid = volumes.volumes.shape[2:]
-    shape = (len(volumes.cases), channels, *(size // factor for size in grid))
-    head = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    count = len(variants) * len(volumes.cases)
+    shape = (count, channels, *(size // factor for size in grid))
     at_once = max(1, AT_ONCE_VOXELS // math.prod(grid))
-    # Written and not memory mapped: on a full disk a write is an error, a mapped page the death of the process.
-    with (folder / LATENTS).open("wb") as file, progress.task("encoding", len(volumes.cases)) as advance:
-        np.lib.format.write_array_header_1_0(file, head)
-        for start in range(0, len(volumes.cases), at_once):
-            means = _means(autoencoder, volumes.volumes[start : start + at_once].to(device)).float().cpu()
+    with path.open("wb") as file, progress.task("encoding", count) as advance:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for axes, start in product(variants, range(0, len(volumes.cases), at_once)):
+            part = mirrored(volumes.volumes[start : start + at_once].to(device), axes)
+            means = _means(autoencoder, part).float().cpu()
             if not bool(means.isfinite().all()):
                 raise DataError(
                     f"encoding: expected finite latents, found others among cases {start + 1} to {start + len(means)}; "
@@ -178,6 +201,19 @@ def _write_arrays(
                 )
             file.write(means.contiguous().numpy().astype("<f4", copy=False).tobytes())
             advance(len(means))
+
+
+def _write_masks(masks: Tensor, variants: Sequence[Sequence[str]], path: Path) -> None:
+    shape = (len(variants) * len(masks), *masks.shape[1:])
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for axes, mask in product(variants, masks):
+            file.write(mirrored(mask[None], axes).contiguous().numpy().tobytes())
+
+
+def mirrored(volumes: Tensor, axes: Sequence[str]) -> Tensor:
+    """Volumes [B, C, X, Y, Z] mirrored along some of x, y and z."""
+    return volumes.flip([2 + "xyz".index(axis) for axis in axes])
 
 
 def _means(autoencoder: KLAutoencoder, volumes: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from small_generator import BOX, CPU, new_autoencoder, volume_set
 from medsynth.errors import DataError, UnreadableError
 from medsynth.progress import Silent
 from medsynth.training import latents
+from medsynth.training.batches import Order
 from medsynth.training.latents import LatentStatistics, LatentStore, encode_latents
 
 
@@ -146,3 +147,33 @@ def test_latents_that_are_not_finite_are_refused(tmp_path):
             new_autoencoder(), dataclasses.replace(volumes, volumes=broken), tmp_path / "store", CPU, Silent()
         )
     assert not (tmp_path / "store").exists()
+
+
+VARIANTS = ((), ("x",), ("y",), ("x", "y"))
+
+
+def test_a_mirrored_variant_is_the_encoding_of_the_mirrored_volume(tmp_path):
+    network, volumes = new_autoencoder(), volume_set(3, "train")
+    store = encode_latents(network, volumes, tmp_path / "store", CPU, Silent(), variants=VARIANTS)
+    assert len(store) == 12
+    assert store.latents.shape[0] == store.masks.shape[0] == 12
+    for number, axes in enumerate(VARIANTS):
+        part = range(3 * number, 3 * number + 3)
+        dims = [2 + "xyz".index(axis) for axis in axes]
+        with torch.no_grad():
+            expected = network.encode(volumes.volumes.flip(dims)).mean
+        latents, masks = store.take(part)
+        torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(masks, volumes.masks.flip(dims))
+        assert [store.cases[i].mirrored for i in part] == ["".join(axes)] * 3
+        assert [store.cases[i].case for i in part] == [case.case for case in volumes.cases]
+        assert [store.rows[i] for i in part] == [case.conditions for case in volumes.cases]
+        if axes:  # and it is not the mirrored latent
+            assert not torch.allclose(latents, store.take(range(3))[0].flip(dims), atol=1e-2)
+
+
+def test_every_variant_of_a_case_is_trained_on_as_often(tmp_path):
+    store = encode_latents(new_autoencoder(), volume_set(3, "train"), tmp_path, CPU, Silent(), variants=VARIANTS)
+    order = Order(len(store), 4, 0)
+    seen = [store.cases[i] for number in range(6) for i in order.batch(number).tolist()]
+    assert {(c.case, c.mirrored): seen.count(c) for c in seen} == {(c.case, c.mirrored): 2 for c in store.cases}
