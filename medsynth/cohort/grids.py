@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from medsynth.config.grid import Grid
+from medsynth.cohort.manifest import Manifest
+from medsynth.config.grid import GRID, Grid, find_grid
+from medsynth.errors import CohortError
 
 
 def choose_grid(grids: Sequence[Grid], spacing_mm: Sequence[float], extent_mm: Sequence[float]) -> Grid:
@@ -37,6 +40,24 @@ def common_grid(grids: Sequence[Grid]) -> Grid:
     # A rounding error must not add a voxel: 48 * 2.5 / 1 is 120, whatever its last bit says.
     x, y, z = (math.ceil(round(mm / step, 6)) for mm, step in zip(extents, (a, b, c), strict=True))
     return Grid(box=(x, y, z), spacing_mm=(a, b, c))
+
+
+def with_grids(manifest: Manifest, grids: Sequence[Grid]) -> Manifest:
+    """The manifest, its cases' conditions with the grid they lie on where there are several.
+
+    Raises CohortError for a case that lies on none.
+    """
+    if len(grids) == 1:
+        return manifest
+    cases = []
+    for case in manifest.cases:
+        grid = find_grid(grids, case.shape, case.spacing_mm)
+        if grid is None:
+            raise CohortError(
+                f"case {case.case}: expected one of the grids {', '.join(map(str, grids))}, found another; prepare again"
+            )
+        cases.append(replace(case, conditions={**case.conditions, GRID: str(grid)}))
+    return replace(manifest, cases=tuple(cases))
 
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> float:

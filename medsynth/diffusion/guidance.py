@@ -27,7 +27,7 @@ from medsynth.diffusion.angle import from_flow_time, per_sample
 from medsynth.diffusion.objective import Denoiser
 from medsynth.diffusion.scheduler_door import Denoise
 from medsynth.errors import ConfigError
-from medsynth.models.conditions import drop
+from medsynth.models.conditions import drop, has_null
 
 Scales = float | Mapping[str, float]
 
@@ -84,7 +84,7 @@ def guided(denoiser: Denoiser, conditions: Mapping[str, Tensor], guidance: Guida
     number of withheld variants, and B alone where guidance does not act. Raises ConfigError for a condition the model
     does not have and for numbers out of their range.
     """
-    guidance.check(conditions)
+    guidance.check(name for name, value in conditions.items() if has_null(value))
     branches = plan(conditions, guidance)
 
     stacked = {name: torch.cat([variant[name] for _, variant in branches]) for name in conditions}
@@ -120,7 +120,8 @@ def plan(conditions: Mapping[str, Tensor], guidance: Guidance) -> list[tuple[flo
 
     Those of weight 0 are left out, except that of all conditions where it is the measure for rescaling; that is the first.
     """
-    scales, names, given = guidance.scales, list(conditions), dict(conditions)
+    scales, given = guidance.scales, dict(conditions)
+    names = [name for name, value in given.items() if has_null(value)]
     if isinstance(scales, Mapping):
         variants = [(1.0 - scale, drop(given, [name])) for name, scale in scales.items()]
         variants.insert(0, (1.0 - math.fsum(weight for weight, _ in variants), given))

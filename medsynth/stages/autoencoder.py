@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medsynth.cohort.grids import common_grid
+from medsynth.cohort.volumes import load_volume, onto
 from medsynth.config.base import plain
 from medsynth.digests import file_sha256
 from medsynth.models.autoencoder import KLAutoencoder
@@ -20,6 +22,7 @@ from medsynth.stages.training import (
     load_split,
     network_size,
     pick_device,
+    prepared,
     reproducible,
 )
 from medsynth.training.autoencoder import train_autoencoder
@@ -41,7 +44,7 @@ def run(context: Context, folder: Path) -> StageResult:
     history = follow(context, "training the autoencoder", settings.training, records, folder)
     network.eval()
     network.save_pretrained(folder / "model", safe_serialization=True)
-    _save_reconstructions(network, validation.volumes[:SHOWN], device, folder)
+    _save_reconstructions(context, network, device, folder)
     discard_checkpoints(folder / CHECKPOINTS)
     weights = file_sha256(folder / "model" / WEIGHTS)
     return StageResult({"parameters": network_size(network), "weights": weights, **last_validation(history)})
@@ -55,10 +58,17 @@ def new_autoencoder(seed: int, **config: int) -> KLAutoencoder:
 
 
 @torch.no_grad()
-def _save_reconstructions(network: KLAutoencoder, volumes: torch.Tensor, device: torch.device, folder: Path) -> None:
-    decoded = network.decode_latent(network.encode_latent(volumes.to(device))).float().clamp(-1, 1).cpu()
-    pair = torch.stack([volumes[:, 0], decoded[:, 0]], dim=1)  # [N, 2, X, Y, Z]
-    np.save(folder / "reconstructions.npy", pair.numpy().astype(np.float16), allow_pickle=False)
+def _save_reconstructions(context: Context, network: KLAutoencoder, device: torch.device, folder: Path) -> None:
+    """The first validation scans and what the network makes of them, all on the common grid: [N, 2, X, Y, Z]."""
+    manifest, rule = prepared(context)
+    grid = common_grid(context.pipeline.prepare.every_grid())
+    pairs = []
+    for case in manifest.split("validation").cases[:SHOWN]:
+        volume = load_volume(manifest, case, rule)
+        decoded = network.decode_latent(network.encode_latent(volume[None].to(device)))[0].float().clamp(-1, 1).cpu()
+        pairs.append(torch.cat([onto(each, case.spacing_mm, grid) for each in (volume, decoded)]))
+    array = torch.stack(pairs).numpy().astype(np.float16)
+    np.save(folder / "reconstructions.npy", array, allow_pickle=False)
 
 
 STAGE = Stage(

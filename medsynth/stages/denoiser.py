@@ -19,7 +19,7 @@ from medsynth.config.pipeline import Pipeline
 from medsynth.diffusion.model_folder import save_model
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.pipeline import DenoisingNetwork, LatentVolumePipeline
-from medsynth.models.conditions import declare
+from medsynth.models.conditions import Declaration, declare
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.seeding import derive
@@ -34,11 +34,12 @@ from medsynth.stages.training import (
     pick_device,
     prepared,
     reproducible,
+    trained_grids,
     waiting_share,
 )
 from medsynth.training.checkpoint import discard_checkpoints
 from medsynth.training.denoiser import train_denoiser
-from medsynth.training.latents import LatentStatistics, LatentStore
+from medsynth.training.latents import LatentStatistics, open_stores
 
 QUANTILES = 11
 
@@ -49,8 +50,9 @@ def run(context: Context, folder: Path) -> StageResult:
     reproducible(pipeline)
     device = pick_device(pipeline.compute.device)
     latents = context.workspace.stage("encode")
-    train, validation = LatentStore.open(latents / "train"), LatentStore.open(latents / "validation")
-    network = _new_network(pipeline, int(train.latents.shape[1]))
+    train, validation = open_stores(latents / "train"), open_stores(latents / "validation")
+    declaration = declare(pipeline.conditions, trained_grids(context))
+    network = _new_network(pipeline, declaration, int(train[0].latents.shape[1]))
     denoiser = Denoiser(network, Objective.from_settings(settings.objective))
     statistics = LatentStatistics.read(latents / "statistics.json")
     records = train_denoiser(
@@ -74,14 +76,14 @@ def run(context: Context, folder: Path) -> StageResult:
 NETWORKS: Mapping[str, type[DenoisingNetwork]] = {"unet": LatentUNet, "transformer": LatentTransformer}
 
 
-def _new_network(pipeline: Pipeline, latent_channels: int) -> DenoisingNetwork:
+def _new_network(pipeline: Pipeline, declaration: Declaration, latent_channels: int) -> DenoisingNetwork:
     settings = plain(pipeline.denoiser.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(pipeline.seed, "denoiser", "weights"))
         return NETWORKS[settings.pop("kind")](
             latent_channels=latent_channels,
             downsampling=pipeline.autoencoder.network.downsampling,
-            conditions=declare(pipeline.conditions),
+            conditions=declaration,
             **settings,
         )
 

@@ -1,27 +1,33 @@
-"""Encode the training and validation splits once, training scans mirrored too where asked for; the test split never."""
+"""Encode the training and validation splits once; the test split never."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from medsynth.config.base import plain
+from medsynth.config.grid import Grid
 from medsynth.stages.base import Context, Stage, StageResult
 from medsynth.stages.training import load_autoencoder, load_split, pick_device, reproducible
-from medsynth.training.latents import LatentStatistics, encode_latents
+from medsynth.training.latents import LatentStatistics, encode_latents, open_stores
 
 
 def run(context: Context, folder: Path) -> StageResult:
     """Write the latents of both splits and the training split's shift and scale per channel."""
-    reproducible(context.pipeline)
-    device = pick_device(context.pipeline.compute.device)
+    pipeline = context.pipeline
+    reproducible(pipeline)
+    device = pick_device(pipeline.compute.device)
     network = load_autoencoder(context)
     network.to(device).eval()
-    variants, tell = context.pipeline.denoiser.augment.variants(), context.progress
-    train = encode_latents(network, load_split(context, "train"), folder / "train", device, tell, variants=variants)
-    statistics = LatentStatistics.of(train)
-    statistics.write(folder / "statistics.json")
-    encode_latents(network, load_split(context, "validation"), folder / "validation", device, tell)
-    return StageResult({"latents": len(train), "channels": int(train.latents.shape[1])})
+    several = len(pipeline.prepare.every_grid()) > 1
+    for split, more in (("train", {"variants": pipeline.denoiser.augment.variants()}), ("validation", {})):
+        for part in load_split(context, split):
+            place = folder / split
+            if several:  # a folder for each grid, by its name
+                place /= str(Grid(box=part.cases[0].shape, spacing_mm=part.cases[0].spacing_mm))
+            encode_latents(network, part, place, device, context.progress, **more)
+    train = open_stores(folder / "train")
+    LatentStatistics.of(train).write(folder / "statistics.json")
+    return StageResult({"latents": sum(map(len, train)), "channels": int(train[0].latents.shape[1])})
 
 
 STAGE = Stage(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medsynth.cohort.manifest import Manifest
-from medsynth.cohort.volumes import VolumeSet, load_volumes
+from medsynth.cohort.volumes import VolumeSet
 from medsynth.config.base import plain
 from medsynth.config.cohort import CategoryCondition
 from medsynth.evaluation.audit import collect_evidence
@@ -17,17 +17,17 @@ from medsynth.reporting.report import write_report
 from medsynth.stages.base import Context, Stage, StageResult
 from medsynth.stages.files import read_json, write_json
 from medsynth.stages.pictures import Shown, draw_pictures
-from medsynth.stages.training import load_split, pick_device, prepared, reproducible
+from medsynth.stages.training import load_together, pick_device, prepared, reproducible
 
 
 def run(context: Context, folder: Path) -> StageResult:
     """Write evidence.json and report.html. An interrupted run measures again: half an evidence is none."""
     pipeline = context.pipeline
     reproducible(pipeline)
-    _, rule = prepared(context)
-    real = {split: load_split(context, split) for split in ("train", "validation", "test")}
+    manifest, _ = prepared(context)
+    real = {split: load_together(context, manifest.split(split)) for split in ("train", "validation", "test")}
     dataset = Manifest.read(context.workspace.stage("generate") / "manifest.csv", pipeline.conditions)
-    synthetic = load_volumes(dataset, rule, context.progress)
+    synthetic = load_together(context, dataset)
     label = pipeline.category(pipeline.evaluate.benefit.label)
     classes = _classes(context, label)
     labelled = {name: LabelledVolumes.from_volume_set(part, label, classes) for name, part in real.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medsynth.cohort.grids import common_grid
 from medsynth.cohort.manifest import Case
 from medsynth.cohort.volumes import VolumeSet
 from medsynth.config.pipeline import Pipeline
@@ -49,7 +50,7 @@ class Shown:
 def draw_pictures(shown: Shown, reconstructed: Path, folder: Path) -> dict[str, Picture]:
     """Real beside synthetic, reconstructions and the closest pairs; also kept as PNG files in `folder`."""
     pipeline = shown.pipeline
-    spacing = pipeline.prepare.spacing_mm
+    spacing = common_grid(pipeline.prepare.every_grid()).spacing_mm
     mask = pipeline.mask()
     labels = mask[1].labels if mask else None
     pictures = {

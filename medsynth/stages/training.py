@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from medsynth.cohort.grids import common_grid, with_grids
 from medsynth.cohort.manifest import Manifest
-from medsynth.cohort.volumes import VolumeSet, load_volumes
+from medsynth.cohort.volumes import VolumeSet, load_by_grid, load_volumes
+from medsynth.config.grid import Grid, find_grid
 from medsynth.config.pipeline import Pipeline
 from medsynth.config.training import Training
 from medsynth.digests import file_sha256
@@ -38,21 +41,40 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def prepared(context: Context) -> tuple[Manifest, IntensityRule]:
-    """The manifest and the intensity rule of the prepare stage."""
+    """The manifest and the intensity rule of the prepare stage. Where there are several grids, cases know theirs."""
     folder = context.workspace.stage("prepare")
     manifest = Manifest.read(folder / "manifest.csv", context.pipeline.conditions)
+    manifest = with_grids(manifest, context.pipeline.prepare.every_grid())
     return manifest, IntensityRule.from_json(read_json(folder / "intensity.json"))
 
 
-def load_split(context: Context, split: str) -> VolumeSet:
-    """The volumes of one split. Raises CohortError where it is empty."""
+def trained_grids(context: Context) -> tuple[Grid, ...]:
+    """The grids that the training split has scans on: those that the generator knows."""
+    manifest, _ = prepared(context)
+    training = manifest.split("train").cases
+    every = context.pipeline.prepare.every_grid()
+    return tuple(grid for grid in every if any(grid.fits(case.shape, case.spacing_mm) for case in training))
+
+
+def load_split(context: Context, split: str) -> tuple[VolumeSet, ...]:
+    """The volumes of one split, a set for each grid that training knows. Raises CohortError where there are none."""
     manifest, rule = prepared(context)
-    part = manifest.split(split)
-    if not part.cases:
+    grids = trained_grids(context)
+    cases = manifest.split(split).cases
+    known = tuple(case for case in cases if find_grid(grids, case.shape, case.spacing_mm) is not None)
+    if not known:
         raise CohortError(
-            f"expected cases in the split {split!r}, found none; add patients, or give some the split in the cohort's table"
+            f"expected cases of the split {split!r} on a grid with training cases, found none; add patients, or leave out "
+            "that grid"
         )
-    return load_volumes(part, rule, context.progress)
+    return load_by_grid(replace(manifest, cases=known), rule, grids, context.progress)
+
+
+def load_together(context: Context, manifest: Manifest) -> VolumeSet:
+    """All volumes of a manifest on the common grid, in its order."""
+    _, rule = prepared(context)
+    grid = common_grid(context.pipeline.prepare.every_grid())
+    return load_volumes(manifest, rule, context.progress, grid=grid)
 
 
 def load_autoencoder(context: Context) -> KLAutoencoder:

@@ -17,7 +17,7 @@ from medsynth.errors import CohortError
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.seeding import derive, torch_generator
 from medsynth.training.adversary import Adversary
-from medsynth.training.batches import Batch, Order, noise
+from medsynth.training.batches import Batch, GridOrder, noise, per_grid
 from medsynth.training.loop import Task, train
 from medsynth.training.losses import (
     gradient_difference,
@@ -35,20 +35,25 @@ SSIM_STRIDE = 2
 class AutoencoderTask(Task):
     """L1, structure, edges, spectrum and KL, on volumes [N, 1, X, Y, Z] in [-1, 1]; late, by setting, a discriminator.
 
-    No augmentation: scans have sides, and a generator that has seen mirrored patients would draw mirrored ones.
+    Volumes come on one grid or on several; a batch is of one. No augmentation: scans have sides, and a generator that has seen mirrored patients would draw mirrored ones.
     """
 
     def __init__(
-        self, network: KLAutoencoder, volumes: Tensor, validation: Tensor, settings: Autoencoder, seed: int
+        self,
+        network: KLAutoencoder,
+        volumes: Tensor | Sequence[Tensor],
+        validation: Tensor | Sequence[Tensor],
+        settings: Autoencoder,
+        seed: int,
     ) -> None:
         super().__init__()
         self.network: KLAutoencoder = network
-        self.volumes = volumes
-        self.validation = validation
+        self.volumes = per_grid(volumes)
+        self.validation = per_grid(validation)
         self.weights = settings.loss
         self.batch_size = settings.training.batch_size
         self.seed = derive(seed, "autoencoder")
-        self.order = Order(len(volumes), self.batch_size, self.seed)
+        self.order = GridOrder([len(part) for part in self.volumes], self.batch_size, self.seed)
         factor, channels = network.config["downsampling"], network.config["latent_channels"]
         self.opponent: Adversary | None
         self.opposing = False
@@ -56,12 +61,13 @@ class AutoencoderTask(Task):
         if settings.loss.adversarial > 0:
             self.opponent = Adversary(settings.loss.adversarial, torch_generator(self.seed, "discriminator"))
             self.selected_by = None  # no distance to the scan can judge what an opponent has added
-        self.latent_shape = (channels, *(size // factor for size in volumes.shape[2:]))
+        self.latent_shapes = [(channels, *(size // factor for size in part.shape[2:])) for part in self.volumes]
 
     def draw(self, number: int, rows: slice) -> Batch:
         """Volumes, and the noise by which the posterior is drawn from."""
-        cases = self.order.batch(number)[rows]
-        return {"volumes": self.volumes[cases], "noise": noise(self.latent_shape, self.seed, "posterior", number, rows)}
+        grid, cases = self.order.batch(number)
+        drawn = noise(self.latent_shapes[grid], self.seed, "posterior", number, rows)
+        return {"volumes": self.volumes[grid][cases[rows]], "noise": drawn}
 
     def begin_step(self, share: float) -> None:
         """The opponent comes in where the settings say."""
@@ -99,8 +105,7 @@ class AutoencoderTask(Task):
         """The reconstruction's terms, PSNR (dB) and SSIM through the posterior's mean, averaged over the volumes."""
         device = next(self.network.parameters()).device
         totals: dict[str, float] = {}
-        for start in range(0, len(self.validation), self.batch_size):
-            volumes = self.validation[start : start + self.batch_size].to(device)
+        for volumes in (batch.to(device) for part in self.validation for batch in part.split(self.batch_size)):
             reconstruction, posterior = self.network(volumes)
             with torch.autocast(device.type, enabled=False):
                 reconstruction = reconstruction.float().clamp(-1, 1)
@@ -114,7 +119,8 @@ class AutoencoderTask(Task):
                 }
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(volumes)
-        return {name: total / len(self.validation) for name, total in totals.items()}
+        count = sum(len(part) for part in self.validation)
+        return {name: total / count for name, total in totals.items()}
 
     def _terms(self, reconstruction: Tensor, volumes: Tensor, stride: int) -> dict[str, Tensor]:
         terms = {
@@ -133,8 +139,8 @@ class AutoencoderTask(Task):
 
 def train_autoencoder(
     network: KLAutoencoder,
-    train_set: VolumeSet,
-    validation: VolumeSet,
+    train_set: VolumeSet | Sequence[VolumeSet],
+    validation: VolumeSet | Sequence[VolumeSet],
     settings: Autoencoder,
     *,
     folder: Path,
@@ -143,20 +149,23 @@ def train_autoencoder(
 ) -> Iterator[Record]:
     """Train `network` on the training split; see `loop.train` for checkpoints, records and errors.
 
-    When the iterator ends, the network holds the averaged weights of the validation whose weighted loss was lowest:
+    A split comes as a set, or as one per grid. When the iterator ends, the network holds the averaged weights of the validation whose weighted loss was lowest:
     past some point, more steps on a small cohort make an autoencoder worse on scans that it has not seen, and all that
     follows is built on its latents. With an adversarial loss it holds the last average. Raises CohortError where a split is empty.
     """
-    for name, volumes in (("training", train_set), ("validation", validation)):
-        if not volumes.cases:
+    parts = {"training": per_grid(train_set), "validation": per_grid(validation)}
+    cases = {name: [case for part in sets for case in part.cases] for name, sets in parts.items()}
+    for name, found in cases.items():
+        if not found:
             raise CohortError(f"the autoencoder: expected volumes in the {name} split, found none; add patients to it")
-    task = AutoencoderTask(network, train_set.volumes, validation.volumes, settings, seed)
+    volumes = {name: [part.volumes for part in sets] for name, sets in parts.items()}
+    task = AutoencoderTask(network, volumes["training"], volumes["validation"], settings, seed)
     identity = {
         "kind": "autoencoder",
         "seed": seed,
         "network": plain(settings.network),
         "loss": plain(settings.loss),
-        "data": data_identity(train_set.cases, validation.cases),
+        "data": data_identity(cases["training"], cases["validation"]),
     }
     yield from train(task, settings.training, folder=folder, identity=identity, device=device)
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from medsynth.seeding import derive, torch_generator
 
 Batch = dict[str, Tensor]
 """Tensors by name, the sample along the first axis of each."""
+
+Part = TypeVar("Part")
 
 AHEAD = 2
 """Batches fetched before they are asked for."""
@@ -42,6 +45,11 @@ class Order:
 
     def _round(self, number: int) -> Tensor:
         return torch.randperm(self.count, generator=torch_generator(self._seed, "order", number))
+
+
+def per_grid(parts: Part | Sequence[Part]) -> tuple[Part, ...]:
+    """What there is of each grid; a part by itself is that of the only one."""
+    return tuple(parts) if isinstance(parts, list | tuple) else (cast("Part", parts),)
 
 
 class GridOrder:
@@ -76,10 +84,11 @@ class GridOrder:
         return grids[torch.cat(due).argsort(stable=True)]
 
 
-def noise(shape: tuple[int, ...], seed: int, name: str, number: int, rows: slice) -> Tensor:
+def noise(shape: tuple[int, ...], seed: int, name: str, number: int, rows: slice | Sequence[int]) -> Tensor:
     """Standard normal noise [rows, *shape] for `rows` of batch `number`; each row has a stream of its own."""
-    drawn = torch.empty(rows.stop - rows.start, *shape)
-    for place, row in enumerate(range(rows.start, rows.stop)):
+    chosen = range(rows.start, rows.stop) if isinstance(rows, slice) else rows
+    drawn = torch.empty(len(chosen), *shape)
+    for place, row in enumerate(chosen):
         torch.randn(shape, generator=torch_generator(seed, name, number, row), out=drawn[place])
     return drawn
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from medsynth.diffusion.objective import Denoiser
 from medsynth.errors import CohortError, DataError
 from medsynth.models.conditions import Declaration, mask_name, random_drop
 from medsynth.seeding import derive, torch_generator
-from medsynth.training.batches import Batch, Order, noise
+from medsynth.training.batches import Batch, GridOrder, noise, per_grid
 from medsynth.training.devices import processes
 from medsynth.training.latents import LatentStatistics, LatentStore
 from medsynth.training.loop import Task, train
@@ -34,7 +34,7 @@ BOUND_DRAWS = 64
 
 
 class DenoiserTask(Task):
-    """The denoiser's loss on normalised latents.
+    """The denoiser's loss on normalised latents, from a store or from one per grid: a batch is of one grid.
 
     Angles and withheld conditions are drawn for the whole batch, noise row by row, all from (seed, batch number): the
     processes of a distributed run each take their rows of what a single one would have drawn.
@@ -43,8 +43,8 @@ class DenoiserTask(Task):
     def __init__(
         self,
         denoiser: Denoiser,
-        train_store: LatentStore,
-        validation: LatentStore,
+        train: LatentStore | Sequence[LatentStore],
+        validation: LatentStore | Sequence[LatentStore],
         statistics: LatentStatistics,
         settings: DenoiserSettings,
         seed: int,
@@ -53,15 +53,13 @@ class DenoiserTask(Task):
         self.network = denoiser.network
         self.denoiser = denoiser
         self.declaration = declaration_of(denoiser)
-        self.pool = Pool(train_store, self.declaration, statistics)
+        self.pool = Pool(train, self.declaration, statistics)
         self.validation = Pool(validation, self.declaration, statistics)
         self.place = settings.latents
         self.selected_by = "loss" if settings.keep == "best" else None
         self.batch_size = settings.training.batch_size
         self.seed = derive(seed, "denoiser")
-        self.order = Order(len(train_store), self.batch_size, self.seed)
-        self.latent_shape = train_store.latents.shape[1:]
-        self.latent_voxels = math.prod(self.latent_shape[1:])
+        self.order = GridOrder([len(pool) for pool in self.pool.grids], self.batch_size, self.seed)
 
     def settle(self, device: torch.device) -> None:
         """Bring the latents to where they are wanted."""
@@ -73,14 +71,15 @@ class DenoiserTask(Task):
 
     def draw(self, number: int, rows: slice) -> Batch:
         """Clean latents, noise, angles and conditions."""
-        cases = self.order.batch(number)
+        grid, cases = self.order.batch(number)
+        pool = self.pool.grids[grid]
         generator = torch_generator(self.seed, "angles", number)
-        angles = self.denoiser.objective.sample_angles(self.batch_size, generator, self.latent_voxels)
-        latents, conditions = self.pool.take(cases)
+        angles = self.denoiser.objective.sample_angles(self.batch_size, generator, pool.voxels)
+        latents, conditions = pool.take(cases)
         conditions = random_drop(self.declaration, conditions, torch_generator(self.seed, "withheld", number))
         return {
             "latents": latents[rows],
-            "noise": noise(self.latent_shape, self.seed, "noise", number, rows),
+            "noise": noise(pool.shape, self.seed, "noise", number, rows),
             "angles": angles[rows],
             **{CONDITION + name: value[rows] for name, value in conditions.items()},
         }
@@ -100,14 +99,17 @@ class DenoiserTask(Task):
     def losses(self, pool: Pool) -> Tensor:
         """The loss of each of the fixed draws, [n] on the CPU, with every condition given.
 
-        They look at as many cases as the validation split has, at the same angles and noise whatever the pool; draw i at
-        the same case as draw i plus that number.
+        They look at as many cases as the validation split has, at the same angles and noise whatever the pool, as far as
+        its cases lie on the same grids; draw i at the same case as draw i plus that number.
         """
         chosen = spread(min(len(self.validation), len(pool)), len(pool))
         count = len(self.validation) * math.ceil(VALIDATION_DRAWS / len(self.validation))
-        generator = torch_generator(self.seed, "validation angles")
-        angles = self.denoiser.objective.sample_angles(count, generator, self.latent_voxels)
-        return self._over(pool, chosen[torch.arange(count) % len(chosen)], angles, "validation noise", self._losses)
+        cases, angles = chosen[torch.arange(count) % len(chosen)], torch.empty(count)
+        for grid, part, places, _ in pool.by_grid(cases):
+            seed = derive(self.seed, "grid", grid) if grid else self.seed
+            generator = torch_generator(seed, "validation angles")
+            angles[places] = self.denoiser.objective.sample_angles(len(places), generator, part.voxels)
+        return self._over(pool, cases, angles, "validation noise", self._losses)
 
     def _loss_per_level(self) -> dict[str, float]:
         objective, generator = self.denoiser.objective, torch_generator(self.seed, "level angles")
@@ -142,18 +144,19 @@ class DenoiserTask(Task):
     def _over(self, pool: Pool, cases: Tensor, angles: Tensor, name: str, measure: Callable[[Batch], Tensor]) -> Tensor:
         """`measure` of every draw, [n] on the CPU, in batches; the noise named `name` is the same every time."""
         device = next(self.network.parameters()).device
-        parts = []
-        for start in range(0, len(cases), self.batch_size):
-            rows = slice(start, min(start + self.batch_size, len(cases)))
-            latents, conditions = pool.take(cases[rows])
-            batch = {
-                "latents": latents,
-                "noise": noise(self.latent_shape, self.seed, name, 0, rows),
-                "angles": angles[rows],
-                **{CONDITION + name: value for name, value in conditions.items()},
-            }
-            parts.append(measure({name: value.to(device) for name, value in batch.items()}).cpu())
-        return torch.cat(parts)
+        found = torch.empty(len(cases))
+        for _, part, places, inside in pool.by_grid(cases):
+            for start in range(0, len(places), self.batch_size):
+                rows = places[start : start + self.batch_size]
+                latents, conditions = part.take(inside[start : start + self.batch_size])
+                batch = {
+                    "latents": latents,
+                    "noise": noise(part.shape, self.seed, name, 0, rows.tolist()),
+                    "angles": angles[rows],
+                    **{CONDITION + name: value for name, value in conditions.items()},
+                }
+                found[rows] = measure({name: value.to(device) for name, value in batch.items()}).cpu()
+        return found
 
     def _losses(self, batch: Batch) -> Tensor:
         return self.denoiser.loss(batch["latents"], conditions_of(batch), batch["angles"], batch["noise"])
@@ -172,8 +175,8 @@ def declaration_of(denoiser: Denoiser) -> Declaration:
 
 def train_denoiser(
     denoiser: Denoiser,
-    train_store: LatentStore,
-    validation: LatentStore,
+    train_stores: LatentStore | Sequence[LatentStore],
+    validation: LatentStore | Sequence[LatentStore],
     settings: DenoiserSettings,
     *,
     statistics: LatentStatistics,
@@ -183,20 +186,21 @@ def train_denoiser(
 ) -> Iterator[Record]:
     """Train `denoiser.network` on the training split's latents; see `loop.train` for checkpoints, records and errors.
 
-    `statistics` are those of the training split. When the iterator ends, the network holds the averaged weights that
-    `settings.keep` names. Raises CohortError where a split is empty, DataError where masks are declared and the latents
-    have none.
+    A split comes as a store, or as one per grid; `statistics` are those of the training split. When the iterator ends,
+    the network holds the averaged weights that `settings.keep` names. Raises CohortError where a split is empty, DataError
+    where masks are declared and the latents have none.
     """
-    for name, store in (("training", train_store), ("validation", validation)):
-        if not len(store):
+    parts = {"train": per_grid(train_stores), "validation": per_grid(validation)}
+    declared = mask_name(declaration_of(denoiser))
+    for split, name in (("train", "training"), ("validation", "validation")):
+        if not sum(len(store) for store in parts[split]):
             raise CohortError(f"the denoiser: expected latents in the {name} split, found none; add patients to it")
-        declared = mask_name(declaration_of(denoiser))
-        if declared is not None and store.masks is None:
+        if declared is not None and any(store.masks is None for store in parts[split]):
             raise DataError(
                 f"condition {declared}: expected a mask with every case of the {name} split, found none; "
                 "name the masks in the cohort's table, or set `steer: false`"
             )
-    task = DenoiserTask(denoiser, train_store, validation, statistics, settings, seed)
+    task = DenoiserTask(denoiser, parts["train"], parts["validation"], statistics, settings, seed)
     identity = {
         "kind": "denoiser",
         "seed": seed,
@@ -204,7 +208,7 @@ def train_denoiser(
         "objective": denoiser.objective.to_json(),
         "keep": settings.keep,
         "conditions": task.declaration,
-        "data": {"train": train_store.digest, "validation": validation.digest},
+        "data": {split: " ".join(store.digest for store in stores) for split, stores in parts.items()},
         "statistics": [statistics.shift.tolist(), statistics.scale.tolist()],
     }
     yield from train(task, settings.training, folder=folder, identity=identity, device=device)

@@ -22,6 +22,7 @@ from medsynth.digests import file_sha256
 from medsynth.errors import DataError, UnreadableError
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.progress import Progress
+from medsynth.training.batches import per_grid
 
 FORMAT = 1
 LATENTS, MASKS, INDEX = "latents.npy", "masks.npy", "store.json"
@@ -46,11 +47,15 @@ class LatentStatistics:
     """[C] float32."""
 
     @classmethod
-    def of(cls, store: LatentStore) -> LatentStatistics:
-        """The statistics of every latent of `store`, which should hold the training split; summed in float64."""
-        count = len(store) * math.prod(store.latents.shape[2:])
-        shift = sum(latent.sum((1, 2, 3), dtype=np.float64) for latent in store.latents) / count
-        centred = (latent - shift[:, None, None, None] for latent in store.latents)
+    def of(cls, stores: LatentStore | Sequence[LatentStore]) -> LatentStatistics:
+        """The statistics of every latent of the training split, in a store or in one per grid; summed in float64.
+
+        Every latent voxel counts alike, so a large volume counts for more than a small one.
+        """
+        parts = per_grid(stores)
+        count = sum(len(store) * math.prod(store.latents.shape[2:]) for store in parts)
+        shift = sum(latent.sum((1, 2, 3), dtype=np.float64) for store in parts for latent in store.latents) / count
+        centred = (latent - shift[:, None, None, None] for store in parts for latent in store.latents)
         variance = sum(np.square(latent).sum((1, 2, 3)) for latent in centred) / count
         scale = torch.from_numpy(np.sqrt(variance)).clamp_min(SMALLEST_SCALE)
         return cls(torch.from_numpy(shift).float(), scale.float())
@@ -88,7 +93,7 @@ class LatentCase:
 
 @dataclass(frozen=True)
 class LatentStore:
-    """Raw latents (posterior means, not yet normalised) of a split, with masks and conditions, in the same order."""
+    """Raw latents (posterior means, not yet normalised) of a split on one grid, with masks and conditions in the same order."""
 
     latents: NDArray[np.float32]
     """[N, C, x, y, z], memory mapped."""
@@ -127,6 +132,16 @@ class LatentStore:
         picked = np.asarray(cases, dtype=np.int64)
         masks = None if self.masks is None else torch.from_numpy(self.masks[picked])
         return torch.from_numpy(self.latents[picked]), masks
+
+
+def open_stores(folder: Path) -> tuple[LatentStore, ...]:
+    """The store in `folder`, or one for each grid in the folders within, in the order of their names."""
+    if (folder / INDEX).is_file():
+        return (LatentStore.open(folder),)
+    places = sorted(place for place in folder.glob("*") if place.is_dir() and place.suffix != PARTIAL)
+    if not places:
+        raise UnreadableError(f"latents: {folder.name} is missing; encode again with --force")
+    return tuple(LatentStore.open(place) for place in places)
 
 
 def encode_latents(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from medsynth.config.denoiser import Place
 from medsynth.models.conditions import Declaration, encode, mask_name, steering_values
+from medsynth.training.batches import per_grid
 from medsynth.training.latents import LatentStatistics, LatentStore
 
 SHARE_OF_DEVICE = 0.2
@@ -22,7 +25,45 @@ CHECKED_AT_ONCE = 64
 
 
 class Pool:
-    """Normalised latents and encoded conditions of a split, by case number.
+    """Normalised latents and encoded conditions of a split, by case number; those of one grid after those of another."""
+
+    def __init__(
+        self, stores: LatentStore | Sequence[LatentStore], declaration: Declaration, statistics: LatentStatistics
+    ) -> None:
+        self.grids = tuple(GridPool(store, declaration, statistics) for store in per_grid(stores))
+        self._ends = torch.tensor([len(pool) for pool in self.grids]).cumsum(0)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """What latents and masks take."""
+        return sum(pool.nbytes for pool in self.grids)
+
+    def hold(self, device: torch.device) -> None:
+        """Keep everything on `device` from now on."""
+        for pool in self.grids:
+            pool.hold(device)
+
+    def by_grid(self, cases: Tensor) -> Iterator[tuple[int, GridPool, Tensor, Tensor]]:
+        """Each grid that some of `cases` lie on: its number, its pool, their places in `cases`, their numbers there."""
+        found = torch.bucketize(cases, self._ends, right=True)
+        for number, pool in enumerate(self.grids):
+            places = (found == number).nonzero().flatten()
+            if len(places):
+                yield number, pool, places, cases[places] - int(self._ends[number]) + len(pool)
+
+    def take(self, cases: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Like `GridPool.take`. Raises ValueError where the cases lie on several grids."""
+        (_, pool, _, inside), *others = self.by_grid(cases)
+        if others:
+            raise ValueError("expected cases of one grid")
+        return pool.take(inside)
+
+
+class GridPool:
+    """Normalised latents and encoded conditions of the cases on one grid.
 
     Everything that is the same for a case in every batch is done once, here: values and masks are checked against the
     declaration and encoded, latents are normalised. Raises ConfigError for a value or label that is not declared.
@@ -42,6 +83,16 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.store)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of a latent, [C, x, y, z]."""
+        return tuple(self.store.latents.shape[1:])
+
+    @property
+    def voxels(self) -> int:
+        """Those of a latent."""
+        return math.prod(self.shape[1:])
 
     @property
     def nbytes(self) -> int:

@@ -47,7 +47,7 @@ def test_a_batch_is_a_function_of_seed_and_number_and_splits_by_rows(tmp_path):
 def test_latents_are_normalised_and_go_with_their_own_conditions(tmp_path):
     untouched = {name: {**entry, "dropout": 0.0} for name, entry in DECLARATION.items()}
     task = new_task(tmp_path, declaration=untouched)
-    batch, cases = task.draw(2, slice(0, 4)), task.order.batch(2).tolist()
+    batch, cases = task.draw(2, slice(0, 4)), task.order.batch(2)[1].tolist()
     train, _, statistics = stores(tmp_path / "again", new_autoencoder())
     expected = statistics.normalise(torch.from_numpy(np.array(train.latents))[cases])
     assert torch.equal(batch["latents"], expected)
@@ -145,12 +145,13 @@ def test_the_weights_that_the_settings_name_are_kept(tmp_path, monkeypatch, keep
 
 def test_training_and_validation_are_measured_alike(tmp_path):
     task = new_task(tmp_path)
-    losses = task.losses(task.validation)
+    losses, (part,) = task.losses(task.validation), task.validation.grids
     assert float(losses.mean()) == task.validate()["loss"]
-    assert torch.equal(losses, task.losses(Pool(task.validation.store, task.declaration, task.validation.statistics)))
+    assert torch.equal(losses, task.losses(Pool(part.store, task.declaration, part.statistics)))
     seen = []
-    take = task.pool.take
-    task.pool.take = lambda cases: seen.append(cases) or take(cases)
+    (training,) = task.pool.grids
+    take = training.take
+    training.take = lambda cases: seen.append(cases) or take(cases)
     assert len(task.losses(task.pool)) == len(losses)
     assert torch.cat(seen).unique().tolist() == [0, 2, 4, 6, 8]  # as many cases as in validation, spread over the split
 
