@@ -111,6 +111,9 @@ def generate(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Fix a condition; NAME=VALUE:COUNT asks for a number of each."),
     ] = None,
+    grid: Annotated[
+        str | None, typer.Option(metavar="64x64x48@1x1x2.5", help="Voxels and spacing in mm, for a model of several.")
+    ] = None,
     masks: Annotated[
         Path | None, typer.Option(help="Folder of mask files (or a manifest.csv) to condition on.")
     ] = None,
@@ -143,14 +146,15 @@ def generate(
             raise UsageError(
                 "generate: expected --format nifti or both with a PIPELINE, found dicom; `evaluate` reads the NIfTI files"
             )
-        changes = [*(set_ or []), *([f"generate.format={format_}"] if format_ else [])]
+        asked = {"format": format_, "grid": grid}
+        changes = [*(set_ or []), *(f"generate.{key}={value}" for key, value in asked.items() if value)]
         _execute(pipeline, "generate", workspace, changes, seed, device, dry_run, force, json_, quiet)
         return
     from medsynth.verbs import generate_from_model
 
     summary = generate_from_model(
-        model=str(model), out=out, count=count, conditions=condition or [], masks=masks, again=again, cases=case or [],
-        tracking_uri=tracking_uri, workspace=workspace, overrides=set_ or [], seed=seed, device=device or "auto",
+        model=str(model), out=out, count=count, conditions=condition or [], grid=grid, masks=masks, again=again,
+        cases=case or [], tracking_uri=tracking_uri, workspace=workspace, overrides=set_ or [], seed=seed, device=device or "auto",
         dry_run=dry_run, screen=screen_for(quiet), form=format_,
     )  # fmt: skip
     show_result(summary, json_, quiet and not dry_run)

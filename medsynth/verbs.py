@@ -69,7 +69,7 @@ def show_plan(pipeline: Pipeline, folder: Path, only: str | None, *, force: bool
     """Stages to run or skip and why, cases, and the disk they need; nothing is written."""
     workspace = Workspace(folder)
     cases = _case_count(pipeline)
-    voxels = int(np.prod(pipeline.prepare.box))
+    voxels = max(int(np.prod(grid.box)) for grid in pipeline.prepare.every_grid())
     generate = pipeline.generate
     scans = sum(generate.counts.values()) or generate.count
     if generate.ratio_of_training is not None:
@@ -108,6 +108,7 @@ def generate_from_model(
     out: Path | None,
     count: int | None,
     conditions: Sequence[str],
+    grid: str | None,
     masks: Path | None,
     again: Path | None,
     cases: Sequence[str],
@@ -133,6 +134,7 @@ def generate_from_model(
         out=out,
         count=count,
         conditions=tuple(conditions),
+        grid=grid,
         masks=masks,
         again=again,
         cases=tuple(cases),

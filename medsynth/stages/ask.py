@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 from medsynth.config.explain import nearest
 from medsynth.config.generate import Generate, Sampling, ScanFormat
+from medsynth.config.grid import named_grid
 from medsynth.config.load import validated
+from medsynth.diffusion.geometry import grids_of
 from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import CohortError, ConfigError, UsageError, says_storage_failed
 from medsynth.imaging.synthetic.study import check_writable
@@ -18,7 +19,8 @@ from medsynth.models.conditions import encode, steering_values
 from medsynth.progress import Progress
 from medsynth.stages.dataset import check_masks, model_identity, write_dataset
 from medsynth.stages.files import INTENT, digest, discard_half_written, read_json, write_json
-from medsynth.stages.request import MaskSource, Request, draw_requests
+from medsynth.stages.given_masks import given_masks, manifest_rows, row_conditions
+from medsynth.stages.request import Request, draw_requests
 from medsynth.stages.training import pick_device
 from medsynth.tracking.registry import resolve
 
@@ -33,6 +35,7 @@ class Question:
     out: Path
     count: int | None = None
     conditions: tuple[str, ...] = ()
+    grid: str | None = None
     masks: Path | None = None
     again: Path | None = None
     cases: tuple[str, ...] = ()
@@ -56,8 +59,9 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         requests, sampling = _rows_again(question, declaration, name)
     else:
         settings = _settings(question, declaration, provenance)
+        _check_grid(pipeline.geometry, settings.grid)
         sampling, form = settings.sampling, question.format or settings.format
-        masks = _masks(question.masks, declaration)
+        masks = given_masks(question.masks, declaration)
         if not masks and any(entry["kind"] == "mask" for entry in declaration.values()):
             say("no masks given: the scans are generated without their mask condition; --masks FOLDER gives them one")
         requests = draw_requests(
@@ -83,6 +87,15 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
     partial.rename(question.out)
     (question.out / INTENT).unlink()
     return {**plan, "manifest": str(question.out / "manifest.csv")}
+
+
+def _check_grid(geometry: Mapping[str, Any], wanted: str | None) -> None:
+    """Raise ConfigError, which lists the model's grids, for another one."""
+    if wanted is not None:
+        try:
+            named_grid(grids_of(geometry), wanted)
+        except ValueError as error:
+            raise ConfigError([f"--grid: {error}"]) from None
 
 
 def _model_folder(question: Question) -> Path:
@@ -131,6 +144,7 @@ def _settings(
     by = provenance["profile"]["by"]
     fixed: dict[str, str | float] = {}
     counts: dict[str, int] = {}
+    grid = question.grid
     for text in question.conditions:
         name, equals, value = text.partition("=")
         if not equals or name not in declaration:
@@ -150,38 +164,21 @@ def _settings(
                 fixed[name] = float(value)
             except ValueError:
                 raise ConfigError([f"--condition {text}: expected a number, found {value!r}"]) from None
+        elif kind == "geometry":
+            grid = value
         elif kind == "mask":
             raise ConfigError([f"--condition {text}: a mask is given with --masks FOLDER"])
         else:
             fixed[name] = value
-    base = {
+    base: dict[str, Any] = {
         "count": question.count or (sum(counts.values()) or DEFAULT_COUNT),
         "conditions": fixed,
         "counts": counts,
         "sampling": provenance["sampling"],
     }
+    if grid is not None:
+        base["grid"] = grid
     return validated(Generate, base, question.overrides, strip="generate")
-
-
-def _masks(place: Path | None, declaration: Mapping[str, Mapping[str, Any]]) -> list[MaskSource]:
-    """Masks of a folder, or those of a manifest with the conditions of their rows."""
-    if place is None:
-        return []
-    if not any(entry["kind"] == "mask" for entry in declaration.values()):
-        raise UsageError("--masks: this model takes no mask condition; leave the option out")
-    if place.is_dir():
-        found = [MaskSource(path, {}) for path in sorted(place.iterdir()) if path.name.endswith((".nii", ".nii.gz"))]
-    elif place.is_file():
-        found = [
-            MaskSource(place.parent / row["mask"], _conditions(row, declaration))
-            for row in _rows(place)
-            if row.get("mask")
-        ]
-    else:
-        found = []
-    if not found:
-        raise CohortError(f"{place}: expected mask files (.nii, .nii.gz) or a manifest.csv that names some, found none")
-    return found
 
 
 def _rows_again(
@@ -189,13 +186,20 @@ def _rows_again(
 ) -> tuple[list[Request], Sampling]:
     """The requests that the rows of a synthetic manifest were made from. Raises CohortError for another model's rows."""
     place = question.again or Path()
-    if question.overrides or question.conditions or question.count or question.masks or question.seed is not None:
+    if (
+        question.overrides
+        or question.conditions
+        or question.count
+        or question.masks
+        or question.grid
+        or question.seed is not None
+    ):
         raise UsageError(
-            "--again makes scans exactly as their rows say: leave out --set, --condition, --count, --masks, --seed"
+            "--again makes scans exactly as their rows say: leave out --set, --condition, --count, --grid, --masks, --seed"
         )
     if not place.is_file():
         raise UsageError(f"{place}: expected the manifest.csv of a synthetic dataset, found none")
-    rows = [row for row in _rows(place) if not question.cases or row["case"] in question.cases]
+    rows = [row for row in manifest_rows(place) if not question.cases or row["case"] in question.cases]
     if not rows:
         raise CohortError(
             f"{place}: expected the cases that were asked for, found none of them; look at its column `case`"
@@ -221,26 +225,10 @@ def _rows_again(
     requests = [
         Request(
             row["case"],
-            _conditions(row, declaration),
+            row_conditions(row, declaration),
             place.parent / row["mask"] if row["mask"] else None,
             int(row["seed"]),
         )
         for row in rows
     ]
     return requests, sampling
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def _conditions(row: Mapping[str, str], declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, str | float | None]:
-    """A row's conditions in their types."""
-    found: dict[str, str | float | None] = {}
-    for name, entry in declaration.items():
-        text = row.get(name, "")
-        if entry["kind"] == "mask":
-            continue
-        found[name] = None if text == "" else float(text) if entry["kind"] == "number" else text
-    return found

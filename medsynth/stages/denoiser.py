@@ -15,7 +15,9 @@ import torch
 from medsynth import __version__
 from medsynth.config.base import plain
 from medsynth.config.cohort import CategoryCondition, NumberCondition
+from medsynth.config.grid import GRID
 from medsynth.config.pipeline import Pipeline
+from medsynth.diffusion.geometry import geometry_json
 from medsynth.diffusion.model_folder import save_model
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.pipeline import DenoisingNetwork, LatentVolumePipeline
@@ -67,7 +69,7 @@ def run(context: Context, folder: Path) -> StageResult:
     )
     history = follow(context, "training the denoiser", settings.training, records, folder)
     shutil.rmtree(folder / "model", ignore_errors=True)
-    save_model(_assemble(context, network, statistics), folder / "model", provenance(context))
+    save_model(_assemble(context, network, declaration, statistics), folder / "model", provenance(context))
     discard_checkpoints(folder / CHECKPOINTS)
     kept = kept_validation(history, "loss" if settings.keep == "best" else None)
     return StageResult({"parameters": network_size(network), "waiting": waiting_share(history), **kept})
@@ -88,7 +90,9 @@ def _new_network(pipeline: Pipeline, declaration: Declaration, latent_channels: 
         )
 
 
-def _assemble(context: Context, network: DenoisingNetwork, statistics: LatentStatistics) -> LatentVolumePipeline:
+def _assemble(
+    context: Context, network: DenoisingNetwork, declaration: Declaration, statistics: LatentStatistics
+) -> LatentVolumePipeline:
     pipeline = context.pipeline
     manifest, rule = prepared(context)
     autoencoder = load_autoencoder(context)
@@ -98,15 +102,9 @@ def _assemble(context: Context, network: DenoisingNetwork, statistics: LatentSta
         autoencoder=autoencoder.cpu().eval(),
         denoiser=network.cpu().eval(),
         objective=Objective.from_settings(pipeline.denoiser.objective).to_json(),
-        conditions=declare(pipeline.conditions),
+        conditions=declaration,
         intensity=rule.to_json(),
-        geometry={
-            "spacing_mm": list(pipeline.prepare.spacing_mm),
-            "box": list(pipeline.prepare.box),
-            "modality": training[0].modality,
-            "unit": rule.unit,
-            "orientation": "RAS",
-        },
+        geometry=geometry_json(trained_grids(context), modality=training[0].modality, unit=rule.unit),
     )
 
 
@@ -131,6 +129,9 @@ def condition_profile(pipeline: Pipeline, rows: Sequence[Mapping[str, Any]]) -> 
             elif isinstance(condition, NumberCondition):
                 levels = np.quantile(np.asarray(found, dtype=float), np.linspace(0.05, 0.95, QUANTILES))
                 entry[name] = [_rounded(level) for level in levels]
+        grids = Counter(str(row[GRID]) for row in members if GRID in row and GRID not in pipeline.conditions)
+        if grids:
+            entry[GRID] = {grid: count / len(members) for grid, count in sorted(grids.items())}
         profile[value] = entry
     return {"by": by, "values": profile}
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from medsynth.config.generate import Generate
+from medsynth.config.grid import GRID, Grid, named_grid
 from medsynth.errors import ConfigError
 from medsynth.seeding import derive, numpy_generator
 
@@ -18,7 +19,7 @@ Value = str | float | None
 
 @dataclass(frozen=True)
 class MaskSource:
-    """A mask to condition on, with the conditions of the case it was drawn in."""
+    """A mask to condition on, with the conditions of the case it was drawn in; its grid among them where there are several."""
 
     path: Path
     conditions: Mapping[str, Value]
@@ -46,12 +47,15 @@ def draw_requests(
     """Rows for `count` scans (or for `settings.counts`), the same for the same arguments. Raises ConfigError."""
     by = settings.by or profile["by"]
     values = _values(settings, declaration, profile, by, count, seed)
+    grid = _grid(settings, declaration)
     requests = []
     for number, value in enumerate(values):
         generator = numpy_generator(seed, "request", number)
         fixed: dict[str, Value] = dict(settings.conditions)
         if by is not None and value is not None:
             fixed.setdefault(by, value)
+        if grid is not None:
+            fixed[GRID] = grid
         source = _mask_for(masks, fixed, generator)
         drawn = (
             dict(source.conditions) if source else _draw(profile, declaration, fixed.get(by) if by else None, generator)
@@ -68,6 +72,17 @@ def draw_requests(
             )
         )
     return requests
+
+
+def _grid(settings: Generate, declaration: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The grid asked for, as the model calls it; None where it is to be drawn, or where there is only one."""
+    entry = declaration.get(GRID)
+    if settings.grid is None or entry is None or entry["kind"] != "geometry":
+        return None
+    try:
+        return str(named_grid([Grid.parse(text) for text in entry["grids"]], settings.grid))
+    except ValueError as error:
+        raise ConfigError([f"generate.grid: {error}"]) from None
 
 
 def _values(

@@ -15,6 +15,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
+from medsynth.diffusion.geometry import grid_of
 from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import ConfigError
 from medsynth.models.conditions import NULL_LABEL, mask_name
@@ -34,7 +35,7 @@ class VolumeModel(PythonModel):
 
     Each row asks for `count` volumes (1 unless given), the first drawn with `seed` (0 unless given) and each further
     one with the next seed; an empty condition is left to the model. Answers float32 [N, X, Y, Z] in the scans' own
-    unit, rows in order.
+    unit, rows in order. A model of several grids takes rows of one grid at a time, which they name in the column `grid`.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -62,14 +63,16 @@ class VolumeModel(PythonModel):
             seeds += [(seed + i) % 2**SEED_BITS for i in range(count)]
             conditions += [row] * count
             masks += [None if mask is None else np.asarray(mask, np.uint8)] * count
-        output = self._pipeline(conditions, masks=self._stacked(masks), seeds=seeds, **_sampling(params or {}))
+        output = self._pipeline(
+            conditions, masks=self._stacked(masks, conditions[0]), seeds=seeds, **_sampling(params or {})
+        )
         return np.stack([np.asarray(scan, np.float32)[0] for scan in output.scans])
 
-    def _stacked(self, masks: list[NDArray[np.uint8] | None]) -> torch.Tensor | None:
+    def _stacked(self, masks: list[NDArray[np.uint8] | None], conditions: dict[str, Any]) -> torch.Tensor | None:
         """[N, 1, X, Y, Z], rows without a mask filled with the null label; None where no row has one."""
         if all(mask is None for mask in masks):
             return None
-        box = tuple(self._pipeline.geometry["box"])
+        box = grid_of(self._pipeline.geometry, conditions).box
         stacked = np.full((len(masks), 1, *box), NULL_LABEL, np.uint8)
         for i, mask in enumerate(masks):
             if mask is None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from medsynth import __version__
 from medsynth.config.generate import Sampling
+from medsynth.diffusion.geometry import grids_of
 from medsynth.digests import file_sha256
 from medsynth.errors import ModelFolderError, UsageError
 from medsynth.tracking.quiet import MlflowException, mlflow
@@ -222,6 +223,7 @@ def _signature(declaration: Mapping[str, Mapping[str, Any]], geometry: Mapping[s
 
     kinds = {
         "category": DataType.string,
+        "geometry": DataType.string,
         "number": DataType.double,
         "mask": Array(Array(Array(DataType.long))),
     }
@@ -237,7 +239,8 @@ def _signature(declaration: Mapping[str, Mapping[str, Any]], geometry: Mapping[s
         ParamSpec("guidance_interval", DataType.double, list(sampling.guidance_interval), (-1,)),
         ParamSpec("guidance_rescale", DataType.double, sampling.guidance_rescale),
     ]
-    volumes = TensorSpec(np.dtype("float32"), (-1, *geometry["box"]))
+    grids = grids_of(geometry)
+    volumes = TensorSpec(np.dtype("float32"), (-1, *(grids[0].box if len(grids) == 1 else (-1, -1, -1))))
     return ModelSignature(Schema(columns), Schema([volumes]), ParamSchema(params))
 
 
@@ -261,4 +264,6 @@ def _example(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             row[name] = one["values"][0]
         elif one["kind"] == "number":
             row[name] = float(sum(one["range"])) / 2
+        elif one["kind"] == "geometry":
+            row[name] = one["grids"][0]
     return {**row, "count": 1, "seed": 0}

@@ -105,7 +105,8 @@ class AutoencoderTask(Task):
         """The reconstruction's terms, PSNR (dB) and SSIM through the posterior's mean, averaged over the volumes."""
         device = next(self.network.parameters()).device
         totals: dict[str, float] = {}
-        for volumes in (batch.to(device) for part in self.validation for batch in part.split(self.batch_size)):
+        batches = (batch for part in self.validation for batch in torch.split(part, self.batch_size))
+        for volumes in (batch.to(device) for batch in batches):
             reconstruction, posterior = self.network(volumes)
             with torch.autocast(device.type, enabled=False):
                 reconstruction = reconstruction.float().clamp(-1, 1)
