@@ -35,7 +35,8 @@ SSIM_STRIDE = 2
 class AutoencoderTask(Task):
     """L1, structure, edges, spectrum and KL, on volumes [N, 1, X, Y, Z] in [-1, 1]; late, by setting, a discriminator.
 
-    Volumes come on one grid or on several; a batch is of one. No augmentation: scans have sides, and a generator that has seen mirrored patients would draw mirrored ones.
+    Volumes come on one grid or on several; a batch is of one. No augmentation: scans have sides, and a generator that
+    has seen mirrored patients would draw mirrored ones.
     """
 
     def __init__(
@@ -150,9 +151,10 @@ def train_autoencoder(
 ) -> Iterator[Record]:
     """Train `network` on the training split; see `loop.train` for checkpoints, records and errors.
 
-    A split comes as a set, or as one per grid. When the iterator ends, the network holds the averaged weights of the validation whose weighted loss was lowest:
-    past some point, more steps on a small cohort make an autoencoder worse on scans that it has not seen, and all that
-    follows is built on its latents. With an adversarial loss it holds the last average. Raises CohortError where a split is empty.
+    A split comes as a set, or as one per grid. When the iterator ends, the network holds the averaged weights of the
+    validation whose weighted loss was lowest: past some point, more steps on a small cohort make an autoencoder worse
+    on scans that it has not seen, and all that follows is built on its latents. With an adversarial loss it holds the
+    last average. Raises CohortError where a split is empty.
     """
     parts = {"training": per_grid(train_set), "validation": per_grid(validation)}
     cases = {name: [case for part in sets for case in part.cases] for name, sets in parts.items()}
