@@ -19,12 +19,12 @@ def run(context: Context, folder: Path) -> StageResult:
     network = load_autoencoder(context)
     network.to(device).eval()
     several = len(pipeline.prepare.every_grid()) > 1
-    for split, more in (("train", {"variants": pipeline.denoiser.augment.variants()}), ("validation", {})):
+    for split, variants in (("train", pipeline.denoiser.augment.variants()), ("validation", [()])):
         for part in load_split(context, split):
             place = folder / split
             if several:  # a folder for each grid, by its name
                 place /= str(Grid(box=part.cases[0].shape, spacing_mm=part.cases[0].spacing_mm))
-            encode_latents(network, part, place, device, context.progress, **more)
+            encode_latents(network, part, place, device, context.progress, variants=variants)
     train = open_stores(folder / "train")
     LatentStatistics.of(train).write(folder / "statistics.json")
     return StageResult({"latents": sum(map(len, train)), "channels": int(train[0].latents.shape[1])})
