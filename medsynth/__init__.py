@@ -14,6 +14,7 @@ _HOME = {
     "KLAutoencoder": "medsynth.models.autoencoder",
     "LatentTransformer": "medsynth.models.transformer",
     "LatentUNet": "medsynth.models.unet",
+    "MaisiAutoencoder": "medsynth.models.maisi",
     "LatentVolumePipeline": "medsynth.diffusion.pipeline",
     "Deidentifier": "medsynth.imaging.deidentify",
     "Manifest": "medsynth.cohort.manifest",

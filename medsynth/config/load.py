@@ -158,9 +158,7 @@ def _override(root: type[BaseModel], data: dict[str, Any], origins: Origins, tex
             mistakes.append(f"--set {text}: {part} is a single value, not a group of settings")
             return
         place = inner
-    last = path[-1]
-    old = place.get(last)
-    place[last] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    place.update(_merge(place, {path[-1]: value}))
     for known in [known for known in origins if known[: len(path)] == path]:
         del origins[known]
     origins[path] = "--set"

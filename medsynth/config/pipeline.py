@@ -42,6 +42,8 @@ RESERVED = frozenset(
     ]
 )
 """Columns of the manifest that a condition's name must leave alone."""
+MAISI_HU = 1000
+"""MAISI clips CT to plus and minus this before encoding."""
 
 
 class Pipeline(Settings):
@@ -88,6 +90,12 @@ class Pipeline(Settings):
                     f"prepare.{'grids' if self.prepare.grids else 'box'}: every size must be a multiple of {factor} "
                     f"(autoencoder downsampling x denoiser grid), found {list(grid.box)}"
                 )
+        network, intensity = self.autoencoder.network, self.prepare.intensity
+        if network.kind == "maisi" and intensity.kind == "hu_window" and max(-intensity.low, intensity.high) > MAISI_HU:
+            wrong.append(
+                f"prepare.intensity: expected a window within -{MAISI_HU} and {MAISI_HU} HU, which is what MAISI's "
+                f"autoencoder knows, found {intensity.low:g} to {intensity.high:g}"
+            )
         if len(self.prepare.every_grid()) > 1 and GRID in self.conditions:
             wrong.append(f"conditions.{GRID}: with several grids this is what they steer by; choose another name")
         if self.generate.grid is not None:

@@ -10,6 +10,9 @@ from medsynth.config.base import Positive, Settings
 
 Count = Annotated[int, Field(ge=1)]
 
+TILE_VOXELS = 192**3
+"""Voxels of a tile unless told otherwise: about 1 GB of activations in an autoencoder of width 64."""
+
 
 class Training(Settings):
     """One training loop."""
@@ -39,3 +42,6 @@ class Compute(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     deterministic: bool = True
+    tile_voxels: Count = TILE_VOXELS
+    """Most voxels that the autoencoder encodes or decodes at once; more go by overlapping tiles, or one volume after
+    another. It bounds the memory beyond the volumes and latents themselves, whatever their size."""

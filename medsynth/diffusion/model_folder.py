@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT = "medsynth-model"
 FORMAT_VERSION = 1
 CHECKSUMS = "checksums.json"
-COMPONENTS = {"autoencoder": ("KLAutoencoder",), "denoiser": ("LatentUNet", "LatentTransformer")}
+COMPONENTS = {"autoencoder": ("KLAutoencoder", "MaisiAutoencoder"), "denoiser": ("LatentUNet", "LatentTransformer")}
 """The classes that each network may be of: public names of `medsynth`, where diffusers' loader looks them up."""
 PARTS = ("objective", "conditions", "intensity", "geometry")
 """What the pipeline needs besides its networks, a JSON file each."""

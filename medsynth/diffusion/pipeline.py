@@ -19,6 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
+from medsynth.config.training import TILE_VOXELS
 from medsynth.diffusion.guidance import Guidance, Scales, guided
 from medsynth.diffusion.model_folder import PARTS, read_json, save_model, verify_model
 from medsynth.diffusion.objective import Denoiser, Objective
@@ -27,15 +28,12 @@ from medsynth.errors import ConfigError, DataError, ModelFolderError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.imaging.scan import Scan, make_scan
 from medsynth.imaging.words import HU
-from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, mask_name
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
+from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.progress import Advance, Progress, Silent
 from medsynth.seeding import torch_generator
-
-DECODE_TILE = 48
-"""Latent voxels per axis above which decoding goes by tiles, equal to the whole up to rounding."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +68,19 @@ class LatentVolumePipeline(DiffusionPipeline):
 
     `objective`, `conditions`, `intensity` and `geometry` are JSON objects: `Objective.to_json`, a declaration
     (`models.conditions`), `IntensityRule.to_json`, and {"spacing_mm", "box", "modality", "unit", "orientation": "RAS"}.
+    `tile_voxels`: most voxels that are decoded at once, of one volume; it bounds the memory that decoding takes.
     Raises ModelFolderError where the parts do not belong together.
     """
 
     def __init__(
         self,
-        autoencoder: KLAutoencoder,
+        autoencoder: VolumeAutoencoder,
         denoiser: DenoisingNetwork,
         objective: dict[str, Any] | None = None,
         conditions: dict[str, Any] | None = None,
         intensity: dict[str, Any] | None = None,
         geometry: dict[str, Any] | None = None,
+        tile_voxels: int = TILE_VOXELS,
     ) -> None:
         super().__init__()
         if objective is None or conditions is None or intensity is None or geometry is None:
@@ -90,6 +90,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         self.condition_declaration: Declaration = conditions
         self.intensity = intensity
         self.geometry = geometry
+        self.tile_voxels = tile_voxels
         self.provenance: dict[str, Any] = {}
         self._check_parts()
 
@@ -215,7 +216,7 @@ class LatentVolumePipeline(DiffusionPipeline):
     def _scan(self, latent: Tensor) -> Scan:
         """One latent [C, x, y, z] as a scan in the original unit, the box's centre at the origin of the world."""
         latent = latent[None].to(self.autoencoder.device, self.autoencoder.dtype)
-        voxels = self.autoencoder.decode_tiled(latent, tile=DECODE_TILE)[0].float().cpu()
+        voxels = self.autoencoder.decode_tiled(latent, self.tile_voxels)[0].float().cpu()
         voxels = IntensityRule.from_json(self.intensity).restore(voxels)
         unit = self.geometry["unit"]
         if unit == HU:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,25 +16,25 @@ def process_tiled(
     function: Callable[[Tensor], Tensor],
     x: Tensor,
     *,
-    tile: int,
+    tile: Sequence[int],
     overlap: int,
     reach: int,
     units: tuple[int, int],
 ) -> Tensor:
     """`function` of overlapping tiles of x [B, C, X, Y, Z], blended into one volume.
 
-    `tile`, `overlap` and `reach` count units of space, each `units[0]` voxels of x and `units[1]` voxels of the result
-    per axis. `reach` is how far away an input can still change an output. With an overlap of twice the reach, no voxel
-    that a tile's edge has touched is used, and the result is that of the whole volume up to rounding; with less, the
-    tiles' disagreement is blended by a linear ramp over the middle third of the overlap.
+    `tile` (along each axis), `overlap` and `reach` count units of space, each `units[0]` voxels of x and `units[1]`
+    voxels of the result per axis. `reach` is how far away an input can still change an output. With an overlap of twice
+    the reach, no voxel that a tile's edge has touched is used, and the result is that of the whole volume up to
+    rounding; with less, the tiles' disagreement is blended by a linear ramp over the middle third of the overlap.
 
-    Raises ConfigError where a tile is not longer than the overlap.
+    Raises ConfigError where an axis is cut into tiles that are not longer than the overlap.
     """
-    if not 0 <= overlap < tile:
-        raise ConfigError([f"tile and overlap: expected 0 <= overlap < tile, found tile {tile} and overlap {overlap}"])
     unit_in, unit_out = units
     sizes = [size // unit_in for size in x.shape[2:]]
-    spans = [tile_spans(size, tile, overlap) for size in sizes]
+    if overlap < 0 or any(length <= overlap and length < size for length, size in zip(tile, sizes, strict=True)):
+        raise ConfigError([f"tile and overlap: expected 0 <= overlap < tile, found {list(tile)} and overlap {overlap}"])
+    spans = [tile_spans(size, length, overlap) for size, length in zip(sizes, tile, strict=True)]
     if all(len(axis) == 1 for axis in spans):
         return function(x)
     margin = reach if overlap >= 2 * reach else overlap // 3
@@ -54,6 +55,36 @@ def process_tiled(
     if total is None:
         raise DataError(f"expected a volume with voxels, found the shape {list(x.shape)}")
     return total.to(dtype)
+
+
+def tile_shape(sizes: Sequence[int], most: int, overlap: int, unit_voxels: int = 1) -> tuple[int, ...]:
+    """Lengths of a tile along each axis of a volume of `sizes` units, so that it holds at most `most` voxels.
+
+    Of all such tiles, those that compute the least: what neighbours share is computed by both, and a tile that is long
+    where the volume is long shares less. Raises ConfigError where no tile would be longer than the overlap.
+    """
+    options = [_lengths(size, overlap) for size in sizes]
+    units = most // unit_voxels
+    fitting = (shape for shape in itertools.product(*options) if math.prod(length for length, _ in shape) <= units)
+    best = min(fitting, key=lambda shape: math.prod(length * count for length, count in shape), default=None)
+    if best is None:
+        least = unit_voxels * math.prod(min(length for length, _ in axis) for axis in options)
+        raise ConfigError(
+            [
+                f"tile_voxels: expected at least {least} for these networks and volumes, found {most}; a smaller tile would "
+                "lie wholly in what it shares with its neighbours"
+            ]
+        )
+    return tuple(length for length, _ in best)
+
+
+def _lengths(size: int, overlap: int) -> list[tuple[int, int]]:
+    """Every way to cut an axis into equal tiles: the shortest length for each number of tiles, and that number."""
+    lengths = {size: 1}
+    for count in range(2, size - overlap + 1):
+        length = -(-(size + (count - 1) * overlap) // count)
+        lengths.setdefault(length, count)
+    return list(lengths.items())
 
 
 def tile_spans(size: int, tile: int, overlap: int) -> list[tuple[int, int]]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from medsynth.cohort.grids import common_grid
 from medsynth.cohort.volumes import load_volume, onto
+from medsynth.config.autoencoder import KLNetwork, MaisiNetwork
 from medsynth.config.base import plain
+from medsynth.config.cohort import HuWindow, Intensity
+from medsynth.config.pipeline import MAISI_HU, Pipeline
 from medsynth.digests import file_sha256
 from medsynth.models.autoencoder import KLAutoencoder
+from medsynth.models.maisi import MaisiAutoencoder
+from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.seeding import derive
 from medsynth.stages.base import Context, Stage, StageResult
+from medsynth.stages.files import stamp
 from medsynth.stages.training import (
     CHECKPOINTS,
     WEIGHTS,
@@ -37,7 +44,7 @@ def run(context: Context, folder: Path) -> StageResult:
     reproducible(pipeline)
     device = pick_device(pipeline.compute.device)
     train, validation = load_split(context, "train"), load_split(context, "validation")
-    network = new_autoencoder(pipeline.seed, **plain(settings.network))
+    network = new_autoencoder(pipeline)
     records = train_autoencoder(
         network, train, validation, settings, folder=folder / CHECKPOINTS, seed=pipeline.seed, device=device
     )
@@ -47,18 +54,52 @@ def run(context: Context, folder: Path) -> StageResult:
     _save_reconstructions(context, network, device, folder)
     discard_checkpoints(folder / CHECKPOINTS)
     weights = file_sha256(folder / "model" / WEIGHTS)
-    return StageResult({"parameters": network_size(network), "weights": weights, **last_validation(history)})
+    given = {}
+    if isinstance(settings.network, MaisiNetwork):
+        given["given_weights"] = f"sha256:{file_sha256(Path(settings.network.weights))}"
+    size = network_size(network)
+    return StageResult({"parameters": size, "weights": weights, **given, **last_validation(history)})
 
 
-def new_autoencoder(seed: int, **config: int) -> KLAutoencoder:
-    """A freshly initialised network; global random state is left as it was."""
+def new_autoencoder(pipeline: Pipeline) -> VolumeAutoencoder:
+    """A freshly initialised network, or one with the weights that the settings name; global random state is left as it
+    was. Raises ConfigError where such weights do not fit."""
+    settings = pipeline.autoencoder.network
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "autoencoder", "weights"))
-        return KLAutoencoder(**config)
+        torch.manual_seed(derive(pipeline.seed, "autoencoder", "weights"))
+        if isinstance(settings, KLNetwork):
+            return KLAutoencoder(**settings.model_dump(exclude={"kind"}))
+        network = MaisiAutoencoder(
+            downsampling=settings.downsampling,
+            value_range=_maisi_range(pipeline.prepare.intensity),
+            **settings.model_dump(exclude={"kind", "weights", "fine_tune"}),
+        )
+    network.read_weights(settings.weights)
+    return network
+
+
+def _maisi_range(intensity: Intensity) -> tuple[float, float]:
+    """What -1 and +1 of a prepared volume are on MAISI's scale: of CT by its window, of anything else the whole scale,
+    which MAISI too fills by percentiles of each scan."""
+    if isinstance(intensity, HuWindow):
+        return (intensity.low + MAISI_HU) / (2 * MAISI_HU), (intensity.high + MAISI_HU) / (2 * MAISI_HU)
+    return 0.0, 1.0
+
+
+def _settings(pipeline: Pipeline) -> dict[str, Any]:
+    """All but where given weights lie; what they are is a source."""
+    settings = plain(pipeline.autoencoder)
+    settings["network"].pop("weights", None)
+    return settings
+
+
+def _given_weights(pipeline: Pipeline) -> list[Any] | None:
+    network = pipeline.autoencoder.network
+    return stamp(Path(network.weights)) if isinstance(network, MaisiNetwork) else None
 
 
 @torch.no_grad()
-def _save_reconstructions(context: Context, network: KLAutoencoder, device: torch.device, folder: Path) -> None:
+def _save_reconstructions(context: Context, network: VolumeAutoencoder, device: torch.device, folder: Path) -> None:
     """The first validation scans and what the network makes of them, all on the common grid: [N, 2, X, Y, Z]."""
     manifest, rule = prepared(context)
     grid = common_grid(context.pipeline.prepare.every_grid())
@@ -74,7 +115,8 @@ def _save_reconstructions(context: Context, network: KLAutoencoder, device: torc
 STAGE = Stage(
     name="autoencoder",
     needs=("prepare",),
-    settings=lambda pipeline: plain(pipeline.autoencoder),
+    settings=_settings,
     run=run,
     revision=2,
+    sources=_given_weights,
 )

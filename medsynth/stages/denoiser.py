@@ -141,6 +141,15 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}") if math.isfinite(value) else 0.0
 
 
+def _autoencoder_settings(context: Context) -> dict[str, Any]:
+    """The autoencoder's settings, of given weights their digest instead of their place."""
+    settings = plain(context.pipeline.autoencoder)
+    if "weights" in settings["network"]:
+        record = read_json(context.workspace.stage("autoencoder") / "stage.json")
+        settings["network"]["weights"] = record["summary"]["given_weights"]
+    return settings
+
+
 def provenance(context: Context) -> dict[str, Any]:
     """Where a model comes from, without a path or a name of the machine."""
     pipeline, workspace = context.pipeline, context.workspace
@@ -155,7 +164,7 @@ def provenance(context: Context) -> dict[str, Any]:
         "training_patients": len({case.patient for case in training}),
         "data_digest": manifest.digest(),
         "stages": {name: workspace.digest_of(name) for name in ("prepare", "autoencoder", "encode")},
-        "settings": {"autoencoder": plain(pipeline.autoencoder), "denoiser": plain(pipeline.denoiser)},
+        "settings": {"autoencoder": _autoencoder_settings(context), "denoiser": plain(pipeline.denoiser)},
         "left_out": read_json(workspace.stage("prepare") / "summary.json")["left_out"],
         "profile": condition_profile(pipeline, [case.conditions for case in training]),
         "sampling": plain(pipeline.generate.sampling),

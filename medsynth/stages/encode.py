@@ -24,7 +24,15 @@ def run(context: Context, folder: Path) -> StageResult:
             place = folder / split
             if several:  # a folder for each grid, by its name
                 place /= str(Grid(box=part.cases[0].shape, spacing_mm=part.cases[0].spacing_mm))
-            encode_latents(network, part, place, device, context.progress, variants=variants)
+            encode_latents(
+                network,
+                part,
+                place,
+                device,
+                context.progress,
+                variants=variants,
+                tile_voxels=pipeline.compute.tile_voxels,
+            )
     train = open_stores(folder / "train")
     LatentStatistics.of(train).write(folder / "statistics.json")
     return StageResult({"latents": sum(map(len, train)), "channels": int(train[0].latents.shape[1])})

@@ -42,6 +42,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
 
 
+def stamp(path: Path) -> list[Any]:
+    """Name, size and time of change of a file, or of every file below a folder."""
+    if path.is_dir():
+        return [stamp(entry) for entry in sorted(path.rglob("*")) if entry.is_file()]
+    try:
+        found = path.stat()
+    except OSError:
+        return [str(path), None]
+    return [str(path), found.st_size, found.st_mtime_ns]
+
+
 def discard_half_written(folder: Path) -> None:
     """Remove what a killed process was writing in `folder` or below."""
     for pattern in HALF_WRITTEN:

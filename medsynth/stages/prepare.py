@@ -25,7 +25,7 @@ from medsynth.imaging.deidentify import SecretKey
 from medsynth.imaging.deidentify.linking import Link, LinkingTable
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.stages.base import Context, Stage, StageResult
-from medsynth.stages.files import digest, write_json, write_text
+from medsynth.stages.files import digest, stamp, write_json, write_text
 from medsynth.stages.forgotten import forgotten_patients
 from medsynth.stages.one_case import Job, Leaking, Ready, Refused, prepare_cases
 from medsynth.stages.second_look import SecondLook
@@ -277,17 +277,7 @@ def _external(pipeline: Pipeline) -> Any:
         files = [*table, *(path for source in sources for path in (source.image, source.mask) if path is not None)]
     else:
         files = [Path(cohort.npz)]
-    return digest([_stamp(path) for path in files])
-
-
-def _stamp(path: Path) -> list[Any]:
-    if path.is_dir():
-        return [_stamp(entry) for entry in sorted(path.rglob("*")) if entry.is_file()]
-    try:
-        found = path.stat()
-    except OSError:
-        return [str(path), None]
-    return [str(path), found.st_size, found.st_mtime_ns]
+    return digest([stamp(path) for path in files])
 
 
 def _as_column(condition: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from medsynth.digests import file_sha256
 from medsynth.errors import CohortError, UnreadableError, UsageError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.models.autoencoder import KLAutoencoder
+from medsynth.models.maisi import MaisiAutoencoder
+from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.stages.base import Context
 from medsynth.stages.files import read_json, write_json
 from medsynth.training.records import Record
 
+AUTOENCODERS: Mapping[str, type[VolumeAutoencoder]] = {"kl": KLAutoencoder, "maisi": MaisiAutoencoder}
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -77,7 +80,7 @@ def load_together(context: Context, manifest: Manifest) -> VolumeSet:
     return load_volumes(manifest, rule, context.progress, grid=grid)
 
 
-def load_autoencoder(context: Context) -> KLAutoencoder:
+def load_autoencoder(context: Context) -> VolumeAutoencoder:
     """The network of the autoencoder stage. Raises UnreadableError where its weights are not those that were trained."""
     folder = context.workspace.stage("autoencoder")
     weights = folder / "model" / WEIGHTS
@@ -86,7 +89,8 @@ def load_autoencoder(context: Context) -> KLAutoencoder:
         raise UnreadableError(
             "the autoencoder's weights are missing or were changed after training; run `medsynth autoencoder` with --force"
         )
-    network: KLAutoencoder = KLAutoencoder.from_pretrained(folder / "model", local_files_only=True)
+    kind = AUTOENCODERS[context.pipeline.autoencoder.network.kind]
+    network: VolumeAutoencoder = kind.from_pretrained(folder / "model", local_files_only=True)
     return network
 
 

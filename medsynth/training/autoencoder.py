@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from medsynth.cohort.manifest import Case
 from medsynth.cohort.volumes import VolumeSet
-from medsynth.config.autoencoder import Autoencoder
+from medsynth.config.autoencoder import Autoencoder, MaisiNetwork
 from medsynth.config.base import plain
 from medsynth.errors import CohortError
-from medsynth.models.autoencoder import KLAutoencoder
+from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.seeding import derive, torch_generator
 from medsynth.training.adversary import Adversary
 from medsynth.training.batches import Batch, GridOrder, noise, per_grid
@@ -41,14 +42,14 @@ class AutoencoderTask(Task):
 
     def __init__(
         self,
-        network: KLAutoencoder,
+        network: VolumeAutoencoder,
         volumes: Tensor | Sequence[Tensor],
         validation: Tensor | Sequence[Tensor],
         settings: Autoencoder,
         seed: int,
     ) -> None:
         super().__init__()
-        self.network: KLAutoencoder = network
+        self.network: VolumeAutoencoder = network
         self.volumes = per_grid(volumes)
         self.validation = per_grid(validation)
         self.weights = settings.loss
@@ -140,7 +141,7 @@ class AutoencoderTask(Task):
 
 
 def train_autoencoder(
-    network: KLAutoencoder,
+    network: VolumeAutoencoder,
     train_set: VolumeSet | Sequence[VolumeSet],
     validation: VolumeSet | Sequence[VolumeSet],
     settings: Autoencoder,
@@ -154,7 +155,8 @@ def train_autoencoder(
     A split comes as a set, or as one per grid. When the iterator ends, the network holds the averaged weights of the
     validation whose weighted loss was lowest: past some point, more steps on a small cohort make an autoencoder worse
     on scans that it has not seen, and all that follows is built on its latents. With an adversarial loss it holds the
-    last average. Raises CohortError where a split is empty.
+    last average. Weights that are there already and are not to be tuned (`MaisiNetwork`) are judged on the validation
+    split, in one record of step 0, and left alone. Raises CohortError where a split is empty.
     """
     parts = {"training": per_grid(train_set), "validation": per_grid(validation)}
     cases = {name: [case for part in sets for case in part.cases] for name, sets in parts.items()}
@@ -163,6 +165,9 @@ def train_autoencoder(
             raise CohortError(f"the autoencoder: expected volumes in the {name} split, found none; add patients to it")
     volumes = {name: [part.volumes for part in sets] for name, sets in parts.items()}
     task = AutoencoderTask(network, volumes["training"], volumes["validation"], settings, seed)
+    if isinstance(settings.network, MaisiNetwork) and not settings.network.fine_tune:
+        yield _as_it_is(task, device)
+        return
     identity = {
         "kind": "autoencoder",
         "seed": seed,
@@ -171,6 +176,22 @@ def train_autoencoder(
         "data": data_identity(cases["training"], cases["validation"]),
     }
     yield from train(task, settings.training, folder=folder, identity=identity, device=device)
+
+
+def _as_it_is(task: AutoencoderTask, device: torch.device) -> Record:
+    """What the validation split says of weights that are not trained."""
+    began = time.monotonic()
+    task.network.to(device).eval()
+    figures = task.validate()
+    return Record(
+        step=0,
+        total=0,
+        seconds=time.monotonic() - began,
+        losses={},
+        learning_rate=0.0,
+        validation=figures,
+        waiting=0.0,
+    )
 
 
 def data_identity(train_cases: Sequence[Case], validation: Sequence[Case]) -> dict[str, Any]:

@@ -18,19 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsynth.cohort.volumes import VolumeSet
+from medsynth.config.training import TILE_VOXELS
 from medsynth.digests import file_sha256
 from medsynth.errors import DataError, UnreadableError
-from medsynth.models.autoencoder import KLAutoencoder
+from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.progress import Progress
 from medsynth.training.batches import per_grid
 
 FORMAT = 1
 LATENTS, MASKS, INDEX = "latents.npy", "masks.npy", "store.json"
 PARTIAL = ".partial"
-AT_ONCE_VOXELS = 160**3
-"""Voxels encoded in one call, over the batch."""
-TILE_VOXELS = 256**3
-"""A single volume of more voxels than this is encoded in tiles."""
 SMALLEST_SCALE = 1e-6
 """A channel that is constant over the training split holds nothing; this keeps it at zero instead of dividing by it."""
 
@@ -145,25 +142,29 @@ def open_stores(folder: Path) -> tuple[LatentStore, ...]:
 
 
 def encode_latents(
-    autoencoder: KLAutoencoder,
+    autoencoder: VolumeAutoencoder,
     volumes: VolumeSet,
     folder: Path,
     device: torch.device,
     progress: Progress,
     *,
     variants: Sequence[Sequence[str]] = ((),),
+    tile_voxels: int = TILE_VOXELS,
 ) -> LatentStore:
     """Encode `volumes` and write a latent store at `folder`, whole or not at all; one that is there is replaced.
 
     The mean of each posterior is kept, never a draw. `variants` are the sets of axes (x, y, z) to mirror along: all
     volumes come once per variant, masks along with them. They are mirrored before they are encoded, because a mirrored
-    latent is not the latent of the mirrored volume. Raises DataError where a latent is not finite.
+    latent is not the latent of the mirrored volume. At most `tile_voxels` voxels are encoded at once. Raises DataError
+    where a latent is not finite.
     """
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_latents(autoencoder.to(device).eval(), volumes, variants, partial / LATENTS, device, progress)
+        _write_latents(
+            autoencoder.to(device).eval(), volumes, variants, partial / LATENTS, device, progress, tile_voxels
+        )
         if volumes.masks is not None:
             _write_masks(volumes.masks, variants, partial / MASKS)
         names = [LATENTS] if volumes.masks is None else [LATENTS, MASKS]
@@ -192,23 +193,24 @@ def encode_latents(
 
 @torch.no_grad()
 def _write_latents(
-    autoencoder: KLAutoencoder,
+    autoencoder: VolumeAutoencoder,
     volumes: VolumeSet,
     variants: Sequence[Sequence[str]],
     path: Path,
     device: torch.device,
     progress: Progress,
+    tile_voxels: int,
 ) -> None:
     factor, channels = autoencoder.config["downsampling"], autoencoder.config["latent_channels"]
     grid = volumes.volumes.shape[2:]
     count = len(variants) * len(volumes.cases)
     shape = (count, channels, *(size // factor for size in grid))
-    at_once = max(1, AT_ONCE_VOXELS // math.prod(grid))
+    at_once = max(1, tile_voxels // math.prod(grid))
     with path.open("wb") as file, progress.task("encoding", count) as advance:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for axes, start in product(variants, range(0, len(volumes.cases), at_once)):
             part = mirrored(volumes.volumes[start : start + at_once].to(device), axes)
-            means = _means(autoencoder, part).float().cpu()
+            means = _means(autoencoder, part, tile_voxels).float().cpu()
             if not bool(means.isfinite().all()):
                 raise DataError(
                     f"encoding: expected finite latents, found others among cases {start + 1} to {start + len(means)}; "
@@ -231,11 +233,11 @@ def mirrored(volumes: Tensor, axes: Sequence[str]) -> Tensor:
     return volumes.flip([2 + "xyz".index(axis) for axis in axes])
 
 
-def _means(autoencoder: KLAutoencoder, volumes: Tensor) -> Tensor:
-    """Raw posterior means; in tiles, which give the same, where a volume is too large for one call."""
-    if math.prod(volumes.shape[2:]) <= TILE_VOXELS:
+def _means(autoencoder: VolumeAutoencoder, volumes: Tensor, tile_voxels: int) -> Tensor:
+    """Raw posterior means; in tiles where a volume is too large for one call."""
+    if math.prod(volumes.shape[2:]) <= tile_voxels:
         return autoencoder.encode(volumes).mean
-    return autoencoder.restore(autoencoder.encode_tiled(volumes))
+    return autoencoder.restore(autoencoder.encode_tiled(volumes, tile_voxels))
 
 
 def _write_json(path: Path, data: Any) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from medsynth.errors import ConfigError, DataError
-from medsynth.models.autoencoder import KLAutoencoder, Posterior
+from medsynth.models.autoencoder import KLAutoencoder
+from medsynth.models.volume_autoencoder import Posterior
 from medsynth.seeding import torch_generator
 
 
@@ -83,11 +84,12 @@ def test_tiles_give_what_the_whole_gives(downsampling: int) -> None:
     network.set_latent_statistics(torch.tensor([0.1, -0.2]), torch.tensor([0.5, 2.0]))
     tile = 2 * network.latent_reach() + 3
     cells = (tile + 7, 1, tile // 2) if downsampling == 8 else (tile + 7, 3, tile + 2)
+    voxels = tile * cells[1] * cells[2] * downsampling**3
     x = volume(1, 1, *(c * downsampling for c in cells))
     with torch.no_grad():
         z = network.encode_latent(x)
-        torch.testing.assert_close(network.encode_tiled(x, tile), z, rtol=0, atol=1e-10)
-        torch.testing.assert_close(network.decode_tiled(z, tile), network.decode_latent(z), rtol=0, atol=1e-10)
+        torch.testing.assert_close(network.encode_tiled(x, voxels), z, rtol=0, atol=1e-10)
+        torch.testing.assert_close(network.decode_tiled(z, voxels), network.decode_latent(z), rtol=0, atol=1e-10)
 
 
 def test_tiles_in_float32_are_within_a_thousandth() -> None:
@@ -95,7 +97,7 @@ def test_tiles_in_float32_are_within_a_thousandth() -> None:
     z = torch.randn(1, 2, 25, 4, 20, generator=torch_generator(0, "z"))
     with torch.no_grad():
         whole = network.decode_latent(z)
-        assert (network.decode_tiled(z, 16) - whole).abs().max() < 1e-3 * whole.std()
+        assert (network.decode_tiled(z, 16 * 4 * 20 * 4**3) - whole).abs().max() < 1e-5 * whole.std()
 
 
 def test_a_small_overlap_is_close_and_better_than_none() -> None:
@@ -103,8 +105,37 @@ def test_a_small_overlap_is_close_and_better_than_none() -> None:
     z = torch.randn(1, 2, 25, 4, 4, generator=torch_generator(0, "z"), dtype=torch.float64)
     with torch.no_grad():
         whole = network.decode_latent(z)
-        errors = [(network.decode_tiled(z, 12, overlap) - whole).std() / whole.std() for overlap in (0, 3, 6, 10)]
+        voxels = 12 * 4 * 4 * 4**3
+        errors = [(network.decode_tiled(z, voxels, overlap) - whole).std() / whole.std() for overlap in (0, 3, 6, 10)]
     assert errors[0] > 3 * errors[1] > 9 * errors[2] > 27 * errors[3]
+
+
+def test_memory_of_tiles_does_not_grow_with_the_volume() -> None:
+    network = lively(2).float()
+    largest = 0
+
+    def note(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, output.numel(), *(given.numel() for given in inputs))
+
+    for layer in network.modules():
+        layer.register_forward_hook(note)
+    most = 14 * 4 * 4 * 2**3
+    peaks = []
+    for cells in (14, 28, 56, 112):
+        z = torch.randn(1, 2, cells, 4, 4, generator=torch_generator(0, "z"))
+        largest = 0
+        with torch.no_grad():
+            network.encode_tiled(network.decode_tiled(z, most), most)
+        peaks.append(largest)
+    assert max(peaks) == peaks[0]  # that of a volume which is just one tile
+    assert min(peaks) > 0.5 * peaks[0]
+
+
+def test_tiles_that_would_be_all_overlap_are_refused() -> None:
+    network = lively(4, blocks=2).float()
+    with pytest.raises(ConfigError, match=r"tile_voxels: expected at least \d+.*found 64"):
+        network.decode_tiled(torch.zeros(1, 2, 30, 30, 30), 64)
 
 
 @pytest.mark.parametrize("downsampling", [2, 4])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medsynth.cohort.manifest import Case
 from medsynth.cohort.volumes import VolumeSet
-from medsynth.config.autoencoder import Autoencoder, AutoencoderLoss, AutoencoderNetwork
+from medsynth.config.autoencoder import Autoencoder, AutoencoderLoss, KLNetwork
 from medsynth.config.denoiser import Denoiser as DenoiserSettings
 from medsynth.config.denoiser import FlowObjective, UNetNetwork
 from medsynth.config.training import Training
@@ -109,7 +109,7 @@ def new_denoiser(channels: int = 3, declaration: dict[str, Any] | None = None) -
 
 
 def autoencoder_settings(loss: AutoencoderLoss | None = None, **changes: Any) -> Autoencoder:
-    network = AutoencoderNetwork(downsampling=2, latent_channels=3, width=16, blocks=1)
+    network = KLNetwork(downsampling=2, latent_channels=3, width=16, blocks=1)
     return Autoencoder(network=network, loss=loss or AutoencoderLoss(), training=training(**changes))
 
 

@@ -10,21 +10,21 @@ import pytest
 import torch
 from small_generator import BOX, CPU, new_autoencoder, volume_set
 
+from medsynth.config.training import TILE_VOXELS
 from medsynth.errors import DataError, UnreadableError
 from medsynth.progress import Silent
-from medsynth.training import latents
 from medsynth.training.batches import Order
 from medsynth.training.latents import LatentStatistics, LatentStore, encode_latents
 
 
-def encoded(folder, network=None, **changes):
-    return encode_latents(network or new_autoencoder(), volume_set(7, "train", **changes), folder, CPU, Silent())
+def encoded(folder, network=None, tile_voxels=TILE_VOXELS, **changes):
+    volumes = volume_set(7, "train", **changes)
+    return encode_latents(network or new_autoencoder(), volumes, folder, CPU, Silent(), tile_voxels=tile_voxels)
 
 
-def test_holds_the_posterior_mean_of_every_volume(tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "AT_ONCE_VOXELS", 3 * np.prod(BOX))  # batches of 3, the last one of 1
+def test_holds_the_posterior_mean_of_every_volume(tmp_path):
     network, volumes = new_autoencoder(), volume_set(7, "train")
-    store = encoded(tmp_path / "store", network)
+    store = encoded(tmp_path / "store", network, 3 * np.prod(BOX))  # batches of 3, the last one of 1
     with torch.no_grad():
         expected = network.encode(volumes.volumes).mean
     torch.testing.assert_close(torch.from_numpy(np.array(store.latents)), expected, rtol=1e-4, atol=1e-5)
@@ -46,12 +46,11 @@ def test_is_the_same_every_time_and_ignores_the_networks_statistics(tmp_path):
     assert first.digest == second.digest
 
 
-def test_large_volumes_are_encoded_in_tiles_with_the_same_result(tmp_path, monkeypatch):
+def test_large_volumes_are_encoded_in_tiles_with_the_same_result(tmp_path):
     whole = encoded(tmp_path / "a")
     network = new_autoencoder()
     network.set_latent_statistics(torch.ones(3), torch.full((3,), 2.0))
-    monkeypatch.setattr(latents, "TILE_VOXELS", 10)
-    tiled = encoded(tmp_path / "b", network)
+    tiled = encoded(tmp_path / "b", network, np.prod(BOX) - 1)
     np.testing.assert_allclose(tiled.latents, whole.latents, rtol=1e-3, atol=1e-4)
 
 
