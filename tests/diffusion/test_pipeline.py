@@ -169,3 +169,21 @@ def test_parts_that_do_not_belong_together_are_refused(pipeline, build):
         build(geometry={**pipeline.geometry, "box": [16, 18, 16]})
     with pytest.raises(ModelFolderError, match="expected objective, conditions"):
         type(pipeline)(**pipeline.components)
+
+
+def test_decoding_keeps_to_the_voxels_that_were_allowed(build, tmp_path):
+    percentiles = {"kind": "percentiles", "low": 0.5, "high": 99.5, "unit": "a.u.", "reference": [0.0, 2.0]}
+    geometry = {"spacing_mm": [1, 1, 1], "box": [16, 64, 16], "modality": "MR", "unit": "a.u.", "orientation": "RAS"}
+    whole = build(conditions={}, intensity=percentiles, geometry=geometry)
+    whole.save_pretrained(tmp_path / "model")
+    most = 16 * 40 * 16
+    tiled = type(whole).from_pretrained(tmp_path / "model", tile_voxels=most)
+    seen = []
+    tiled.autoencoder.head.register_forward_hook(lambda layer, given, made: seen.append(made.numel()))
+    a, b = (pipe(seeds=[5], **FAST).scans[0].as_tensor() for pipe in (whole, tiled))
+    assert len(seen) > 1
+    assert max(seen) <= most
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    tiled.tile_voxels = 64
+    with pytest.raises(ConfigError, match="tile_voxels: expected at least"):
+        tiled(seeds=[5], **FAST)
