@@ -10,7 +10,30 @@ from medsynth.config.base import Fraction, Name, Settings
 from medsynth.config.training import Count
 
 Sampler = Literal[
-    "ddpm", "ddim", "pndm", "euler", "heun", "dpm_solver", "dpm_solver++", "unipc", "flow_euler", "flow_heun"
+    "ddpm",
+    "ddim",
+    "pndm",
+    "ipndm",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "kdpm2",
+    "kdpm2_ancestral",
+    "lms",
+    "deis",
+    "dpm_solver",
+    "dpm_solver++",
+    "dpm_solver++_sde",
+    "dpm_solver++_singlestep",
+    "sa_solver",
+    "unipc",
+    "edm_euler",
+    "edm_dpm_solver++",
+    "flow_euler",
+    "flow_euler_ancestral",
+    "flow_heun",
+    "angle_heun",
+    "angle_dpm_solver++_sde",
 ]
 
 

@@ -13,10 +13,13 @@ neither end loses digits: the angle of `alpha_bar` near 1 and of `t` near 0 or 1
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""What a sampler calls: (x [B, ...], angle [B]) -> clean latent [B, ...]."""
 NOISE = math.pi / 2
 """The angle of pure noise."""
 
@@ -30,6 +33,11 @@ def mix(x0: Tensor, noise: Tensor, angle: Tensor) -> Tensor:
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """`values` [B] shaped to multiply `like` [B, ...]."""
     return values.reshape(-1, *[1] * (like.ndim - 1)).to(like.device)
+
+
+def everywhere(angle: float, x: Tensor) -> Tensor:
+    """One angle for all of x [B, ...]: [B] float32."""
+    return torch.full((len(x),), angle, dtype=torch.float32, device=x.device)
 
 
 def from_flow_time(t: Tensor) -> Tensor:

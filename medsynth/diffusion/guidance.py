@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from medsynth.config.explain import nearest
-from medsynth.diffusion.angle import from_flow_time, per_sample
+from medsynth.diffusion.angle import Denoise, from_flow_time, per_sample
 from medsynth.diffusion.objective import Denoiser
-from medsynth.diffusion.scheduler_door import Denoise
 from medsynth.errors import ConfigError
 from medsynth.models.conditions import drop, has_null
 

@@ -6,88 +6,65 @@ import math
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_dpmsolver_singlestep import DPMSolverSinglestepScheduler
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
-from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
-from diffusers.schedulers.scheduling_pndm import PNDMScheduler
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from gaussian import MEAN, STD, exact, generators, law
 
-from medsynth.diffusion.angle import from_flow_time, per_sample, to_flow_time
+from medsynth.diffusion.angle import per_sample, to_flow_time
 from medsynth.diffusion.guidance import Guidance, guided
 from medsynth.diffusion.objective import Denoiser, Objective
-from medsynth.diffusion.samplers import SAMPLERS, evaluations_used, make_scheduler, sample
-from medsynth.diffusion.scheduler_door import drive, read_walk
+from medsynth.diffusion.samplers import SAMPLERS, STOCHASTIC, TWO_PER_STEP, evaluations_used, sample
+from medsynth.diffusion.scheduler_door import drive
 from medsynth.errors import ConfigError
 from medsynth.seeding import torch_generator
 
-MEAN, STD = 0.3, 0.5
-COUNTS = (25, 50, 100, 200, 400)
-UNEVEN = (30, 60, 75, 333)
-DETERMINISTIC = tuple(name for name in SAMPLERS if name != "ddpm")
-
-
-def exact(x, angle):
-    """E[x0 | x] for data N(MEAN, STD^2), of which x = cos x0 + sin noise."""
-    angle = per_sample(angle, x).double()
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    gain = cos * STD**2 / (cos**2 * STD**2 + sin**2)
-    return (MEAN + gain * (x - cos * MEAN)).to(x.dtype)
-
-
-def generators(count, seed=0):
-    return [torch_generator(seed, "sampler", i) for i in range(count)]
-
-
-def moments(sampler, evaluations):
-    """Mean and standard deviation of the sampler's law.
-
-    With the exact score every step is affine in x: a sampler without noise of its own maps N(0, 1) to N(b, a^2), read
-    exactly from the images of 0 and 1. The stochastic one is measured on 2^16 voxels (standard error of its std 0.28 %).
-    """
-    if sampler in DETERMINISTIC:
-        out = sample(
-            exact, torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1, 1), sampler, evaluations, generators(2)
-        ).flatten()
-        return out[0].item(), (out[1] - out[0]).item()
-    noise = torch.randn(16, 1, 16, 16, 16, generator=torch_generator(1, "noise"))
-    out = sample(exact, noise, sampler, evaluations, generators(16))
-    return out.mean().item(), out.std().item()
+COUNTS = (25, 30, 50, 60, 75, 100, 200, 333, 400)
+"""Among them 30, 60, 75 and 333, which do not divide 1000."""
+FEW = {"lms", "sa_solver"}
+"""At hundreds of steps their coefficients, computed one by one, take seconds."""
+FIRST_ORDER = {
+    "ddpm", "ddim", "euler", "euler_ancestral", "edm_euler", "flow_euler", "flow_euler_ancestral"
+}  # fmt: skip
+HIGH = {"dpm_solver++_sde", "angle_dpm_solver++_sde", "sa_solver", "kdpm2_ancestral"}
+"""Second order with noise: a larger error than the deterministic ones, which falls as fast."""
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_exact_score(sampler):
     errors = {}
-    for evaluations in sorted(COUNTS + UNEVEN):
-        mean, std = moments(sampler, evaluations)
+    for evaluations in COUNTS:
+        if sampler in FEW and evaluations > 100:
+            continue
+        mean, std = law(sampler, evaluations)
         assert mean == pytest.approx(MEAN, rel=0.02), evaluations
         errors[evaluations] = abs(std / STD - 1)
-    in_order = list(errors.values())
-    noise = 0.006 if sampler == "ddpm" else 2e-4  # sampling error; float32
-    assert all(later < earlier + noise for earlier, later in itertools.pairwise(in_order)), errors
-    assert errors[400] < 0.03, errors
-    assert errors[25] < (0.13 if sampler in ("ddpm", "ddim", "euler", "flow_euler") else 0.02), errors
-    if sampler == "flow_heun":
-        assert errors[50] < 0.01
+    rounding = 2e-3 if sampler in HIGH or sampler == "kdpm2" else 2e-4  # the former cross zero
+    assert all(later < earlier + rounding for earlier, later in itertools.pairwise(errors.values())), errors
+    assert errors[25] < (0.13 if sampler in FIRST_ORDER else 0.05 if sampler in HIGH else 0.02), errors
+    assert errors[100] < (0.035 if sampler in FIRST_ORDER else 0.006 if sampler in HIGH else 0.0015), errors
+    if sampler not in FEW:
+        assert errors[400] < (0.009 if sampler in FIRST_ORDER else 0.0006 if sampler in HIGH else 2.5e-4), errors
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_exact_score_on_volumes(sampler):
+    """With noise drawn as it is in use; the standard error of the standard deviation is 0.3 %."""
     noise = torch.randn(16, 1, 16, 16, 16, generator=torch_generator(2, "noise"))
     out = sample(exact, noise, sampler, 50, generators(16))
     assert out.shape == noise.shape
-    assert out.mean().item() == pytest.approx(MEAN, rel=0.02)
-    assert out.std().item() == pytest.approx(STD, rel=0.08)
+    mean, std = law(sampler, 50)
+    assert out.mean().item() == pytest.approx(mean, abs=0.012)
+    assert out.std().item() == pytest.approx(std, rel=0.015)
     kept = torch.corrcoef(torch.stack([out.flatten(), noise.flatten()]))[0, 1]
-    assert abs(kept) < 0.05 if sampler == "ddpm" else kept > 0.9999  # DDPM forgets where it started
+    if sampler in STOCHASTIC:
+        assert abs(kept) < 0.25, "what is drawn on the way counts for more than the start"
+    else:
+        assert kept > 0.9999
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("evaluations", [2, 3, 5, 14, 15, 30, 50, 333, 1000])
+@pytest.mark.parametrize("evaluations", [2, 3, 5, 14, 15, 30, 333, 1000])
 def test_evaluations_used_is_what_is_called_and_never_more(sampler, evaluations):
+    if sampler in FEW and evaluations > 300:
+        pytest.skip("slow, and counted like the others")
     asked = []
 
     def count(x, angle):
@@ -98,7 +75,7 @@ def test_evaluations_used_is_what_is_called_and_never_more(sampler, evaluations)
     assert bool(out.isfinite().all())
     assert len(asked) == evaluations_used(sampler, evaluations) <= evaluations
     assert evaluations_used(sampler, evaluations) >= evaluations - 1
-    assert all(later <= earlier for earlier, later in itertools.pairwise(asked)), "noise never rises"
+    assert all(later <= earlier + 1e-3 for earlier, later in itertools.pairwise(asked)), "noise never rises"
     assert asked[0] > 1.55
     assert len(set(asked)) >= math.ceil(len(asked) / 2)
 
@@ -106,22 +83,25 @@ def test_evaluations_used_is_what_is_called_and_never_more(sampler, evaluations)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_levels_are_even_flow_times_moved_by_the_shift(sampler, shift):
-    walk = read_walk(make_scheduler(sampler, 21, shift=shift))
-    times = to_flow_time(torch.tensor(sorted(set(walk.angles)), dtype=torch.float64))
-    steps = len(times)
-    even = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-    top = 1.0 if sampler.startswith("flow") else 80 / 81
+    asked = []
+
+    def note(x, angle):
+        asked.append(angle[0].item())
+        return exact(x, angle)
+
+    sample(note, torch.zeros(1, 1, 2, 2, 2), sampler, 21, generators(1), shift=shift)
+    levels = sorted(set(asked[::2] if sampler in TWO_PER_STEP else asked))
+    times = to_flow_time(torch.tensor(levels, dtype=torch.float64))
+    even = torch.arange(1, len(times) + 1, dtype=torch.float64) / len(times)
+    top = 1.0 if sampler.startswith(("flow", "angle")) else 80 / 81
     torch.testing.assert_close(times, top * shift * even / (1 + (shift - 1) * even), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_shifted_walks_still_reach_the_data(sampler):
-    out = sample(
-        exact, torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1, 1), sampler, 400, generators(2), shift=3.0
-    ).flatten()
-    if sampler in DETERMINISTIC:
-        assert out[0].item() == pytest.approx(MEAN, rel=0.02)
-        assert (out[1] - out[0]).item() == pytest.approx(STD, rel=0.03)
+    mean, std = law(sampler, 100 if sampler in FEW else 200, shift=3.0)
+    assert mean == pytest.approx(MEAN, rel=0.02)
+    assert std == pytest.approx(STD, rel=0.04)
 
 
 def elementwise(x, angle):
@@ -139,101 +119,38 @@ def test_a_sample_does_not_depend_on_its_batch_mates(sampler):
     assert torch.equal(backwards.flip(0), together)
 
 
-def test_only_the_generators_decide_the_stochastic_part():
+@pytest.mark.parametrize("sampler", STOCHASTIC)
+def test_only_the_generators_decide_the_stochastic_part(sampler):
     noise = torch.randn(1, 1, 4, 4, 4, generator=torch_generator(4, "noise"))
-    first = sample(exact, noise, "ddpm", 10, generators(1))
+    first = sample(exact, noise, sampler, 10, generators(1))
     torch.manual_seed(99)
-    assert torch.equal(first, sample(exact, noise, "ddpm", 10, generators(1)))
-    assert not torch.equal(first, sample(exact, noise, "ddpm", 10, generators(1, seed=1)))
+    assert torch.equal(first, sample(exact, noise, sampler, 10, generators(1)))
+    assert not torch.equal(first, sample(exact, noise, sampler, 10, generators(1, seed=1)))
 
 
-SD = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 1.2e-2}
-NATIVE = {
-    "ddpm": lambda p: DDPMScheduler(**SD, prediction_type=p, clip_sample=False),
-    "ddim": lambda p: DDIMScheduler(**SD, prediction_type=p, clip_sample=False),
-    "pndm": lambda p: PNDMScheduler(**SD, prediction_type=p),
-    "pndm without Runge-Kutta": lambda p: PNDMScheduler(**SD, prediction_type=p, skip_prk_steps=True),
-    "euler": lambda p: EulerDiscreteScheduler(**SD, prediction_type=p),
-    "euler trailing": lambda p: EulerDiscreteScheduler(**SD, prediction_type=p, timestep_spacing="trailing"),
-    "heun": lambda p: HeunDiscreteScheduler(**SD, prediction_type=p),
-    "dpm_solver": lambda p: DPMSolverMultistepScheduler(
-        **SD, prediction_type=p, algorithm_type="dpmsolver", final_sigmas_type="sigma_min"
-    ),
-    "dpm_solver++": lambda p: DPMSolverMultistepScheduler(**SD, prediction_type=p),
-    "unipc": lambda p: UniPCMultistepScheduler(**SD, prediction_type=p),
-}
+def test_the_others_draw_nothing():
+    noise = torch.randn(1, 1, 4, 4, 4, generator=torch_generator(4, "noise"))
+    for sampler in set(SAMPLERS) - set(STOCHASTIC):
+        first, other = (sample(exact, noise, sampler, 10, generators(1, seed=seed)) for seed in (0, 1))
+        assert torch.equal(first, other), sampler
 
 
-def noise_at(x, angle):
-    cos, sin = math.cos(angle), math.sin(angle)
-    return (x - cos * exact(x, torch.tensor([angle]))) / sin
-
-
-def native_loop(scheduler, predict, noise, scale):
-    """The loop of diffusers' own pipelines, with a model that predicts what the scheduler was told it does."""
-    x = noise * scale
-    stream = generators(1)[0]
-    walk = iter(read_walk(scheduler).angles)
-    for timestep in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
-        extra = {"generator": stream} if isinstance(scheduler, DDPMScheduler) else {}
-        x = scheduler.step(predict(seen, next(walk)), timestep, x, return_dict=False, **extra)[0]
-    return x
-
-
-# The PNDM scheduler averages v across noise levels, which is no method at all: epsilon alone.
-LOOPS = [
-    (name, kind)
-    for name in NATIVE
-    for kind in ("epsilon", "v_prediction")
-    if kind == "epsilon" or not name.startswith("pndm")
-]
-
-
-@pytest.mark.parametrize(("name", "kind"), LOOPS)
-def test_through_the_door_as_in_diffusers_own_loop(name, kind):
-    noise = torch.randn(1, 1, 6, 6, 6, generator=torch_generator(5, "noise"))
-
-    def predict(x, angle):
-        eps = noise_at(x, angle)
-        clean = exact(x, torch.tensor([angle]))
-        return eps if kind == "epsilon" else math.cos(angle) * eps - math.sin(angle) * clean
-
-    scheduler = NATIVE[name](kind)
-    scheduler.set_timesteps(25)
-    theirs = native_loop(scheduler, predict, noise, float(scheduler.init_noise_sigma))
-    scheduler = NATIVE[name]("epsilon" if name.startswith("pndm") else "sample")
-    scheduler.set_timesteps(25)
-    end = math.cos(read_walk(scheduler).end) if name == "dpm_solver" else 1.0
-    ours = drive(scheduler, exact, noise, generators(1))
-    torch.testing.assert_close(ours, theirs / end, rtol=2e-3, atol=2e-4)
-
-
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize("kind", [FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler])
-def test_flow_through_the_door_as_in_diffusers_own_loop(kind, shift):
-    noise = torch.randn(1, 1, 6, 6, 6, generator=torch_generator(6, "noise"))
-    scheduler = kind(shift=shift)
-    scheduler.set_timesteps(25)
-    x = noise
-    for timestep in scheduler.timesteps:
-        t = timestep.item() / 1000
-        angle = from_flow_time(torch.tensor([t], dtype=torch.float64))
-        house = x / math.hypot(t, 1 - t)
-        clean = exact(house, angle)
-        x = scheduler.step((x - clean) / t, timestep, x, return_dict=False)[0]
-    scheduler = kind(shift=shift)
-    scheduler.set_timesteps(25)
-    torch.testing.assert_close(drive(scheduler, exact, noise, generators(1)), x, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "flow_euler_ancestral"])
+def test_no_sampler_mixes_devices(sampler):
+    """The meta device refuses tensors of another one, as a GPU does. (The one left out reads its levels back from it.)"""
+    out = sample(elementwise, torch.empty(2, 1, 3, 3, 3, device="meta"), sampler, 6, generators(2))
+    assert out.device.type == "meta"
 
 
 def test_ddim_of_diffusers_misses_the_trap_that_ours_avoids():
-    scheduler = DDIMScheduler(**SD, clip_sample=False, prediction_type="sample", timestep_spacing="trailing")
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", clip_sample=False, prediction_type="sample", timestep_spacing="trailing"
+    )
     scheduler.set_timesteps(400)
     pair = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1, 1)
     out = drive(scheduler, exact, pair, generators(2)).flatten()
     assert (out[1] - out[0]).item() > 1.05 * STD
-    assert moments("ddim", 400)[1] == pytest.approx(STD, rel=0.01)
+    assert law("ddim", 400)[1] == pytest.approx(STD, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -248,13 +165,6 @@ def test_wrong_requests_are_refused(change, message):
     request = {"sampler": "ddim", "evaluations": 5, "generators": generators(1)} | change
     with pytest.raises(ConfigError, match=message):
         sample(exact, torch.zeros(1, 1, 2, 2, 2), **request)
-
-
-def test_a_scheduler_that_the_door_does_not_know_is_refused():
-    scheduler = DPMSolverSinglestepScheduler()
-    scheduler.set_timesteps(10)
-    with pytest.raises(ConfigError, match="found DPMSolverSinglestepScheduler"):
-        drive(scheduler, exact, torch.zeros(1, 1, 2, 2, 2), generators(1))
 
 
 class ExactNetwork(torch.nn.Module):
@@ -280,5 +190,5 @@ def test_every_sampler_runs_on_every_objective(kind, sampler):
     noise = torch.randn(4, 1, 12, 12, 12, generator=torch_generator(0, "noise"))
     noise = (noise - noise.mean()) / noise.std()
     out = sample(denoise, noise, sampler, 100, generators(4))
-    assert out.mean().item() == pytest.approx(MEAN, rel=0.04 if sampler != "ddpm" else 0.08)
+    assert out.mean().item() == pytest.approx(MEAN, rel=0.08 if sampler in STOCHASTIC else 0.04)
     assert out.std().item() == pytest.approx(STD, rel=0.05)
