@@ -22,8 +22,7 @@ import math
 import torch
 from torch import Tensor
 
-from medsynth.diffusion.angle import mix, per_sample
-from medsynth.diffusion.scheduler_door import Denoise
+from medsynth.diffusion.angle import Denoise, mix, per_sample
 
 LOWEST = math.atan(0.01)
 HIGHEST = math.atan(100.0)
