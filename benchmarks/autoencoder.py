@@ -11,10 +11,11 @@ configuration (64, 128 and 256 channels, two blocks per level, no attention) and
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import alone, best_seconds, over, peak_mib, setting, write
+from benchmarks.harness import Works, costs, over, setting, write
 
 OURS, PEER = "medsynth", "monai-maisi"
 
@@ -49,10 +50,10 @@ def build(name: str, width: int, blocks: int) -> Any:
     ).eval()
 
 
-def measure(
+def prepare(
     name: str, side: int, width: int, blocks: int, tiled: bool, device: str, dtype: str, threads: int
-) -> dict[str, Any]:
-    """Seconds and peak memory above that of the network, in MiB, of encoding to the mean and of decoding."""
+) -> tuple[dict[str, Any], Works]:
+    """Encoding side^3 voxels to the mean of the posterior, and decoding."""
     import torch
 
     from medsynth.seeding import torch_generator
@@ -60,26 +61,22 @@ def measure(
     torch.set_num_threads(threads)
     network = build(name, width, blocks).to(device)
     x = torch.rand(1, 1, side, side, side, generator=torch_generator(0, "autoencoder benchmark")).to(device)
-    row: dict[str, Any] = {"network": name, "side": side, "tiled": tiled}
-    row["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+    z = torch.randn(1, 4, *(side // 4,) * 3, generator=torch_generator(1, "autoencoder benchmark")).to(device)
     if name == OURS:
         encode = network.encode_tiled if tiled else network.encode_latent
         decode = network.decode_tiled if tiled else network.decode_latent
     else:
+        encode, decode = network.encode, network.decode
 
-        def encode(volume: Any) -> Any:
-            return network.encode(volume)[0]
+    def quietly(function: Callable[[Any], Any], given: Any) -> None:
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            function(given)
 
-        decode = network.decode
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-        z = torch.randn(1, 4, *(side // 4,) * 3, generator=torch_generator(1, "autoencoder benchmark")).to(device)
-        for action, work in (("encode", lambda: encode(x)), ("decode", lambda: decode(z))):
-            before = peak_mib(device)
-            row[f"{action}_seconds"] = best_seconds(work, device, enough=1.0, most=3)
-            row[f"{action}_peak_mib"] = peak_mib(device) - before
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-    return row
+    quietly(encode, x[..., :16, :16, :16])  # what the first call sets up is not counted
+    quietly(decode, z[..., :4, :4, :4])
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    facts = {"network": name, "side": side, "tiled": tiled, "parameters": parameters}
+    return facts, {"encode": lambda: quietly(encode, x), "decode": lambda: quietly(decode, z)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -123,7 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             tiled = name == OURS and side >= options.tiled_from
             shared = (options.width, options.blocks, tiled, options.device, options.dtype, options.threads)
-            rows.append(alone(measure, name, side, *shared))
+            rows.append(costs(prepare, (name, side, *shared), options.device, most=3))
+            print(table(rows).splitlines()[-1], flush=True)
     print(table(rows))
     record = {**setting(options.device, options.threads, options.dtype), "rows": rows}
     write(f"autoencoder-{options.device}-{options.dtype}", record, options.out)

@@ -1,49 +1,65 @@
 """Time and memory of the denoising networks: medsynth's against MONAI's U-Net of about as many parameters.
 
-    python -m benchmarks.denoiser                              # latents of 16^3 and 32^3, one thread
-    python -m benchmarks.denoiser --device cuda --dtype bfloat16 --sides 16 32 64
+    python -m benchmarks.denoiser                              # latents of 16^3, 32^3 and 64^3, one thread
+    python -m benchmarks.denoiser --device cuda --dtype bfloat16 --every-level-up-to 64
 
-Three networks side by side, batch of one, 4 latent channels: medsynth's U-Net with linear attention at every level; MONAI's
-`DiffusionModelUNet` (a) as its 3D latent diffusion tutorial lays it out, with attention on the two coarser of three levels;
-and (b) with attention at every level, like ours. MONAI's attention uses PyTorch's fused kernels. Channels of MONAI's network
-are the multiple of 32 that brings its parameters nearest to ours. A training step is forward, backward and AdamW.
+Side by side, batch of one, 4 latent channels: medsynth's U-Net with linear attention at every level, also with
+`checkpointing`; its transformer; MONAI's `DiffusionModelUNet` (a) as its 3D latent diffusion tutorial lays it out, with
+attention on the two coarser of three levels; and (b) with attention at every level, like ours. MONAI's attention uses
+PyTorch's fused kernels. Width or depth of the others are what brings their parameters nearest to those of our U-Net. A
+training step is forward, backward and AdamW; its memory holds gradients and AdamW's moments. Ratios are over our U-Net.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import alone, best_seconds, over, peak_mib, setting, write
+from benchmarks.harness import Works, costs, over, setting, write
 
 CHANNELS = 4
 HEAD_CHANNELS = 32
-OURS = "medsynth"
-NETWORKS = (OURS, "monai-tutorial", "monai-every-level")
+TRANSFORMER_WIDTH = 384
+OURS, CHECKPOINTED, TRANSFORMER = "medsynth", "medsynth-checkpoint", "medsynth-transformer"
+TUTORIAL, EVERY_LEVEL = "monai-tutorial", "monai-every-level"
+NETWORKS = (OURS, CHECKPOINTED, TRANSFORMER, TUTORIAL, EVERY_LEVEL)
+MONAI = (TUTORIAL, EVERY_LEVEL)
+FIGURES = ("step_seconds", "forward_seconds", "step_peak_mib")
 
 
 def build(name: str, widths: tuple[int, ...]) -> Any:
     """The network, in float32 on the CPU."""
-    import torch
-
+    from medsynth.models.transformer import LatentTransformer
     from medsynth.models.unet import LatentUNet
 
     def ours() -> Any:
-        return LatentUNet(CHANNELS, 4, widths, 2, ("linear",), HEAD_CHANNELS, 16, None)
+        return LatentUNet(
+            CHANNELS, 4, widths, 2, ("linear",), HEAD_CHANNELS, 16, None, checkpointing=name == CHECKPOINTED
+        )
 
-    if name == OURS:
+    if name in (OURS, CHECKPOINTED):
         return ours()
+    if name == TRANSFORMER:
+        return _like(ours, lambda depth: LatentTransformer(CHANNELS, 4, TRANSFORMER_WIDTH, depth), range(1, 13))
+    return _like(ours, lambda width: _monai(name, width), range(32, 257, 32))
+
+
+def _like(ours: Callable[[], Any], other: Callable[[int], Any], sizes: Iterable[int]) -> Any:
+    """The other network of the size that brings its parameters nearest to those of ours."""
+    import torch
+
     with torch.device("meta"):  # counted without taking memory
         target = parameters(ours())
-        width = min(range(32, 257, 32), key=lambda width: abs(parameters(_monai(name, width)) - target))
-    return _monai(name, width)
+        size = min(sizes, key=lambda size: abs(parameters(other(size)) - target))
+    return other(size)
 
 
 def _monai(name: str, width: int) -> Any:
     from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
-    everywhere = name == "monai-every-level"
+    everywhere = name == EVERY_LEVEL
     return DiffusionModelUNet(
         spatial_dims=3,
         in_channels=CHANNELS,
@@ -62,8 +78,10 @@ def parameters(network: Any) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def measure(name: str, side: int, widths: tuple[int, ...], device: str, dtype: str, threads: int) -> dict[str, Any]:
-    """Seconds of a forward pass and of a training step, and the peak of memory above that of the network, in MiB."""
+def prepare(
+    name: str, side: int, widths: tuple[int, ...], device: str, dtype: str, threads: int
+) -> tuple[dict[str, Any], Works]:
+    """A training step and a forward pass of one network on a latent of side^3."""
     import torch
 
     from medsynth.seeding import torch_generator
@@ -75,55 +93,51 @@ def measure(name: str, side: int, widths: tuple[int, ...], device: str, dtype: s
     level = torch.tensor([0.5], device=device)
     mixed = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
-    def forward() -> Any:
+    def predict(x: Any) -> Any:
         with mixed:
-            return network(x, level, {}) if name == OURS else network(x, timesteps=level * 1000)
+            return network(x, timesteps=level * 1000) if name in MONAI else network(x, level, {})
 
     def step() -> None:
+        network.train()
         optimiser.zero_grad()
-        (forward().float() - x).square().mean().backward()
+        (predict(x).float() - x).square().mean().backward()
         optimiser.step()
 
-    before = peak_mib(device)
-    seconds = best_seconds(step, device)
-    peak = peak_mib(device) - before
-    network.eval()
-    with torch.no_grad():
-        forward_seconds = best_seconds(forward, device)
-    return {
-        "network": name,
-        "side": side,
-        "parameters": parameters(network),
-        "step_seconds": seconds,
-        "forward_seconds": forward_seconds,
-        "step_peak_mib": peak,
-    }
+    def forward() -> None:
+        network.eval()
+        with torch.no_grad():
+            predict(x)
+
+    predict(x[..., :8, :8, :8]).float().mean().backward()  # what the first call sets up is not counted
+    optimiser.zero_grad()
+    facts = {"network": name, "side": side, "parameters": parameters(network)}
+    return facts, {"step": step, "forward": forward}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as lines of text, with each figure over that of medsynth at the same size."""
+    """The rows as lines of text, with each figure over that of the first network at the same size."""
     heads = [
-        f"{'network':<20}{'side':>5}{'Mparam':>8}",
+        f"{'network':<22}{'side':>5}{'Mparam':>8}",
         *(f"{name:>11}{'ratio':>7}" for name in ("step s", "forward s", "peak MiB")),
     ]
     lines = ["".join(heads)]
-    ours = {row["side"]: row for row in rows if row["network"] == OURS}
+    ours = {row["side"]: row for row in reversed(rows)}  # the first of each size
     for row in rows:
         base = ours[row["side"]]
-        ratios = [over(row[key], base[key]) for key in ("step_seconds", "forward_seconds", "step_peak_mib")]
-        lines.append(
-            f"{row['network']:<20}{row['side']:>5}{row['parameters'] / 1e6:>8.2f}{row['step_seconds']:>11.3f}{ratios[0]:>7}"
-            f"{row['forward_seconds']:>11.3f}{ratios[1]:>7}{row['step_peak_mib']:>11.0f}{ratios[2]:>7}"
-        )
+        cells = [f"{row[key]:>11.3f}{over(row[key], base[key]):>7}" for key in FIGURES]
+        lines.append(f"{row['network']:<22}{row['side']:>5}{row['parameters'] / 1e6:>8.2f}{''.join(cells)}")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[16, 32], help="latent voxels per axis")
+    parser.add_argument("--sides", type=int, nargs="+", default=[16, 32, 64], help="latent voxels per axis")
     parser.add_argument(
         "--every-level-up-to", type=int, default=32, help="largest side for softmax attention everywhere"
+    )
+    parser.add_argument(
+        "--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="the first is the base of ratios"
     )
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 256, 384], help="channels per level of ours")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -131,14 +145,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="JSON file; benchmarks/results/ unless given")
     options = parser.parse_args(arguments)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for side in sorted(options.sides):
-        for name in NETWORKS:
-            if name == NETWORKS[2] and side > options.every_level_up_to:
+        for name in options.networks:
+            if name == EVERY_LEVEL and side > options.every_level_up_to:
                 continue
-            rows.append(
-                alone(measure, name, side, tuple(options.widths), options.device, options.dtype, options.threads)
-            )
+            case = (name, side, tuple(options.widths), options.device, options.dtype, options.threads)
+            rows.append(costs(prepare, case, options.device, peaks=["step"]))
             print(table([row for row in rows if row["side"] == side]).splitlines()[-1], flush=True)
     print(table(rows))
     record = {**setting(options.device, options.threads, options.dtype), "rows": rows}

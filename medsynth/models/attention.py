@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,74 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medsynth.errors import ConfigError
-from medsynth.models.blocks import ChannelNorm
+from medsynth.models.blocks import ChannelNorm, remade
+from medsynth.models.linear_attention import Gains, linear_attention, rms_norm, rotary_turns, rotate
 
 Kind = Literal["linear", "softmax", "grouped_linear", "grouped_softmax", "none"]
 KINDS = ("linear", "softmax", "grouped_linear", "grouped_softmax", "none")
 
-EPS = 1e-6
 QUERIES_PER_KEY = 4
 """Query heads that share one head of keys and values in the grouped kinds."""
-LOWEST_TURN = 1e-2
-"""Slowest rotation per voxel, in radians: half a turn over 314 voxels, more than any latent grid is wide."""
-
-
-def linear_attention(q: Tensor, k: Tensor, v: Tensor, turns: Tensor | None = None) -> Tensor:
-    """Attention with positive features, in time linear in the number of tokens (Katharopoulos 2020, eq. 5).
-
-    q: [B, H, N, D] and k: [B, H, M, D], not negative.  v: [B, H, M, E].  Returns [B, H, N, E], in the dtype of v.
-    Leading axes may be any that broadcast. With `turns` [N, D/2] (then N = M) the products of the numerator are those of
-    `rotate`d features, while the denominator stays as it is and so never changes its sign (Su 2021, eq. 19).
-
-    Without turns each output is an average of the values, weighted by `q . k`. A query without a positive product with
-    any key gets zero, and gradients stay finite: the denominator, a mean over keys, is at least `EPS`. All sums run in
-    float32 or wider, whatever autocast says, and over `k / M`, so that they do not grow with the number of tokens.
-
-    Rounding q, k and v to a format of unit roundoff u (2^-8 for bfloat16) moves an output by at most 6 u max|v|, to
-    first order: a weight is a sum of positive products, each off by a factor within 1 +- 2u, so a normalised weight is
-    within 1 +- 4u of itself, and rounding the values and the output adds u each.
-    """
-    with torch.autocast(v.device.type, enabled=False):
-        dtype = torch.promote_types(v.dtype, torch.float32)
-        mean_k = k.to(dtype) * (1 / k.shape[-2])
-        q = q.to(dtype)
-        weight = q @ mean_k.sum(-2)[..., None]  # [B, H, N, 1]
-        if turns is not None:
-            q, mean_k = rotate(q, turns), rotate(mean_k, turns)
-        context = mean_k.mT @ v.to(dtype)  # [B, H, D, E]
-        return ((q @ context) / weight.clamp_min(EPS)).to(v.dtype)
-
-
-def quadratic_attention(q: Tensor, k: Tensor, v: Tensor, turns: Tensor | None = None) -> Tensor:
-    """The same as `linear_attention`, written out as the N x M matrix of weights that it never forms."""
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    with torch.autocast(v.device.type, enabled=False):
-        q, k = q.to(dtype), k.to(dtype) / k.shape[-2]
-        products = q @ k.mT  # [B, H, N, M]
-        turned = products if turns is None else rotate(q, turns) @ rotate(k, turns).mT
-        weights = turned / products.sum(-1, keepdim=True).clamp_min(EPS)
-        return (weights @ v.to(dtype)).to(v.dtype)
-
-
-def rotary_turns(grid: Sequence[int], head_channels: int, device: torch.device) -> Tensor:
-    """Angles [X * Y * Z, head_channels / 2] in radians by which each voxel's channel pairs turn (Su 2021, sec. 3.2.2).
-
-    A third of the pairs turns with each axis, at geometric steps from one radian per voxel down to `LOWEST_TURN`; pairs
-    that are left over stand still. Products of two rotated vectors depend on the difference of their places alone.
-    """
-    pairs = head_channels // 2
-    each = pairs // 3
-    rates = torch.linspace(0, math.log(LOWEST_TURN), each, device=device).exp()
-    places = torch.meshgrid(*(torch.arange(size, device=device) for size in grid), indexing="ij")
-    turns = [place.flatten()[:, None] * rates for place in places]
-    return torch.cat([*turns, torch.zeros(math.prod(grid), pairs - 3 * each, device=device)], -1)
-
-
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """x [..., N, D] with channels i and i + D/2 turned together by `turns` [N, D/2]."""
-    cos, sin = turns.cos().to(x.dtype), turns.sin().to(x.dtype)
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 class Attention3D(nn.Module):
@@ -119,23 +59,31 @@ class Attention3D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
-        return x if self.kind == "none" else x + self.mix(self.norm(x))
+        return x if self.kind == "none" else x + self.mix(x, self.norm)
 
-    def mix(self, x: Tensor) -> Tensor:
-        """The attention alone, without norm and residual: [B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
-        tokens = self.qkv(x).flatten(1, 3).unflatten(-1, (-1, self.head_channels)).transpose(1, 2)  # [B, H + 2G, N, D]
-        q, k, v = tokens.split([self.heads, self.heads // self.shared, self.heads // self.shared], 1)
-        q, k = rms_norm(q, self.q_gain), rms_norm(k, self.k_gain)
-        turns = rotary_turns(x.shape[1:4], self.head_channels, x.device) if self.rotary else None
+    def mix(self, x: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+        """The attention alone, of `prepare(x)`, without norm and residual: [B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
+        tokens = remade(lambda x: self.qkv(prepare(x)), x)
+        if self.kind.endswith("linear"):
+            return remade(self._look, tokens)
+        return self._look(tokens)  # quadratic work is not done twice
+
+    def _look(self, tokens: Tensor) -> Tensor:
+        """Queries, keys and values of each voxel, [B, X, Y, Z, (H + 2 G) D], to what it gets, [B, X, Y, Z, C]."""
+        grid = tokens.shape[1:4]
+        tokens = tokens.reshape(len(tokens), math.prod(grid), -1, self.head_channels).transpose(
+            1, 2
+        )  # [B, H + 2G, N, D]
+        q, k, v = torch.split(tokens, [self.heads, self.heads // self.shared, self.heads // self.shared], 1)
+        turns = rotary_turns(grid, self.head_channels, v.device) if self.rotary else None
+        gains = (self.q_gain, self.k_gain)
         if self.kind.endswith("linear"):
             # Queries that share keys stand in an axis of their own, so that the keys' sums are made once for all of them.
-            q = F.relu(q).view(q.shape[0], -1, self.shared, *q.shape[2:])
-            mixed = linear_attention(q, F.relu(k)[:, :, None], v[:, :, None], turns).flatten(1, 2)
+            q = q.reshape(q.shape[0], -1, self.shared, *q.shape[2:])
+            mixed = linear_attention(q, k[:, :, None], v[:, :, None], turns, gains).flatten(1, 2)
         else:
-            if turns is not None:
-                q, k = rotate(q, turns), rotate(k, turns)
-            mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, enable_gqa=self.shared > 1)
-        return self.out(mixed.transpose(1, 2).flatten(2)).view(x.shape)
+            mixed = softmax_attention(q, k, v, turns, gains)
+        return self.out(mixed.transpose(1, 2).flatten(2)).unflatten(1, grid)
 
 
 class CrossAttention(nn.Module):
@@ -160,12 +108,17 @@ class CrossAttention(nn.Module):
         """[B, X, Y, Z, C] and tokens [B, T, W] -> [B, X, Y, Z, C]."""
         q = self.q(self.norm(x)).flatten(1, 3).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, D]
         k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
-        q, k = rms_norm(q, self.q_gain), rms_norm(k, self.k_gain)
-        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        mixed = softmax_attention(q, k, v, None, (self.q_gain, self.k_gain))
         return x + self.out(mixed.transpose(1, 2).flatten(2)).view(x.shape)
 
 
-def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
-    """x over its root mean square along the last axis, times the gain, in float32 or wider (Zhang 2019, eq. 4)."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return F.rms_norm(wide, wide.shape[-1:], gain.to(wide.dtype), eps=EPS)
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, turns: Tensor | None, gains: Gains) -> Tensor:
+    """The usual scaled dot product (Vaswani 2017, eq. 1) of RMS-normalised queries and keys, turned where there are `turns`.
+
+    q: [B, H, N, D].  k, v: [B, G, M, D], each head of them for H / G heads of queries.  Returns [B, H, N, D].
+    """
+    q, k = rms_norm(q, gains[0]), rms_norm(k, gains[1])
+    if turns is not None:
+        q, k = rotate(q, turns), rotate(k, turns)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, enable_gqa=grouped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -10,11 +10,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from medsynth.errors import DataError
 from medsynth.models.attention import Attention3D, CrossAttention, Kind
-from medsynth.models.blocks import ChannelNorm, Convolution, fold, unfold
+from medsynth.models.blocks import ChannelNorm, Convolution, fold, remade, unfold
 from medsynth.models.conditions import ConditionEncoder, Declaration
 from medsynth.models.steering import PLACE_WAVES, AngleEncoder, grid_waves
 
@@ -39,9 +38,14 @@ class GatedConvolution(nn.Module):
         self.convolution = Convolution(2 * hidden, 2 * hidden, 2 * hidden // FEED_GROUP_WIDTH)
         self.mix_out = nn.Linear(hidden, channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
-        value, gate = self.convolution(F.silu(self.mix_in(x))).chunk(2, -1)
+    def forward(self, x: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of `prepare(x)`: [B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
+        h = remade(lambda x: self.mix_in(prepare(x)), x)
+        h = remade(lambda h: self.convolution(F.silu(h)), h)
+        return remade(self._gated_mix, h)
+
+    def _gated_mix(self, h: Tensor) -> Tensor:
+        value, gate = h.chunk(2, -1)
         return self.mix_out(value * F.silu(gate))
 
 
@@ -67,10 +71,10 @@ class TransformerBlock(nn.Module):
         parts = (shared + self.table).to(x.dtype)[:, :, None, None, None]  # [B, 6, 1, 1, 1, C]
         scale, shift, gate, feed_scale, feed_shift, feed_gate = parts.unbind(1)
         if self.attention.kind != "none":
-            x = x + gate * self.attention.mix(torch.addcmul(shift, self.attention.norm(x), 1 + scale))
+            x = x + gate * self.attention.mix(x, lambda x: torch.addcmul(shift, self.attention.norm(x), 1 + scale))
         if self.cross is not None and tokens is not None:
             x = self.cross(x, tokens)
-        return x + feed_gate * self.feed(torch.addcmul(feed_shift, self.norm_feed(x), 1 + feed_scale))
+        return x + feed_gate * self.feed(x, lambda x: torch.addcmul(feed_shift, self.norm_feed(x), 1 + feed_scale))
 
 
 class LatentTransformer(ModelMixin, ConfigMixin):
@@ -138,10 +142,8 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         shared = self.modulation(vector).unflatten(-1, (PARTS, -1))
         context = torch.cat([angle_vector[:, None], tokens], 1)
         for block in self.blocks:
-            if self.checkpointing and self.training:
-                h = checkpoint(block, h, shared, context, use_reentrant=False)
-            else:
-                h = block(h, shared, context)
+            again = self.checkpointing and self.training
+            h = remade(block, h, shared, context) if again else block(h, shared, context)
         scale, shift = self.out_modulation(vector).to(h.dtype)[:, None, None, None].chunk(2, -1)
         h = self.head(torch.addcmul(shift, self.out_norm(h), 1 + scale))
         return unfold(h, self.patch).movedim(-1, 1)

@@ -3,41 +3,61 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from medsynth.errors import ConfigError, DataError
 from medsynth.models.attention import Attention3D, CrossAttention, Kind
-from medsynth.models.blocks import ChannelNorm, Convolution, Down, ResidualBlock, Up, modulate
+from medsynth.models.blocks import ChannelNorm, Convolution, Down, ResidualBlock, Up, modulate, remade
 from medsynth.models.conditions import ConditionEncoder, Declaration
 from medsynth.models.steering import PLACE_WAVES, AngleEncoder, grid_waves
 
 
 class Level(nn.Module):
-    """Residual blocks on one grid; before the last of them attention over all its voxels, and to condition tokens."""
+    """Residual blocks on one grid; before the last of them attention over all its voxels, and to condition tokens.
+
+    With `checkpointing` each of these keeps its input alone and makes the rest again in the backward pass.
+    """
 
     def __init__(
-        self, width: int, blocks: int, vector_width: int, head_channels: int, kind: Kind, looks_at_tokens: bool
+        self,
+        width: int,
+        blocks: int,
+        vector_width: int,
+        head_channels: int,
+        kind: Kind,
+        looks_at_tokens: bool,
+        checkpointing: bool,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.blocks = nn.ModuleList(ResidualBlock(width, vector_width) for _ in range(blocks))
         self.attention = Attention3D(width, head_channels, kind)
         self.cross = CrossAttention(width, head_channels, vector_width) if looks_at_tokens else None
 
     def forward(self, x: Tensor, vector: Tensor, tokens: Tensor) -> Tensor:
         """[B, X, Y, Z, C], a vector [B, V] and condition tokens [B, T, V] -> [B, X, Y, Z, C]."""
+        run = remade if self.checkpointing and self.training else _at_once
         for block in self.blocks[:-1]:
-            x = block(x, vector)
-        x = self.attention(x)
+            x = run(block, x, vector)
+        x = run(self.attention, x)
         if self.cross is not None:
-            x = self.cross(x, tokens)
-        return self.blocks[-1](x, vector)
+            x = run(self.cross, x, tokens)
+        return run(self.blocks[-1], x, vector)
+
+
+def _at_once(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    return function(*inputs)
+
+
+def _merged(mix: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+    merged: Tensor = mix(torch.cat([x, skip], -1))
+    return merged
 
 
 class LatentUNet(ModelMixin, ConfigMixin):
@@ -67,7 +87,6 @@ class LatentUNet(ModelMixin, ConfigMixin):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
         kinds = [cast("Kind", kind) for kind in attention]
         if len(kinds) == 1:
             kinds = kinds * len(widths)
@@ -79,7 +98,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         self.stem = Convolution(latent_channels + self.condition_encoder.mask_channels, widths[0])
         self.place = nn.Linear(6 * len(PLACE_WAVES), widths[0], bias=False) if positions else None
         levels = [
-            (width, blocks, vector_width, head_channels, kind, cross_attention)
+            (width, blocks, vector_width, head_channels, kind, cross_attention, checkpointing)
             for width, kind in zip(widths, kinds, strict=True)
         ]
         self.down_levels = nn.ModuleList(Level(*level) for level in levels)
@@ -117,19 +136,13 @@ class LatentUNet(ModelMixin, ConfigMixin):
             h = h + self.place(grid_waves(grid, x.device).to(self.dtype)).to(h.dtype)
         skips: list[Tensor] = []
         for level, down in zip(self.down_levels, self.downs, strict=False):
-            h = self._through(level, h, vector, context)
+            h = level(h, vector, context)
             skips.append(h)
             h = down(h)
         for levels in (self.down_levels, self.up_levels):
-            h = self._through(levels[-1], h, vector, context)
+            h = levels[-1](h, vector, context)
         for i in reversed(range(len(self.ups))):
-            h = self.merges[i](torch.cat([self.ups[i](h), skips[i]], -1))
-            h = self._through(self.up_levels[i], h, vector, context)
+            h = remade(_merged, self.merges[i], self.ups[i](h), skips[i])
+            h = self.up_levels[i](h, vector, context)
         h = nn.functional.silu(modulate(self.out_norm(h), self.out_modulation(vector)))
         return self.head(h).movedim(-1, 1)
-
-    def _through(self, level: nn.Module, x: Tensor, vector: Tensor, tokens: Tensor) -> Tensor:
-        """One level; with checkpointing its inner activations are made again in the backward pass (Chen 2016)."""
-        if self.checkpointing and self.training:
-            return checkpoint(level, x, vector, tokens, use_reentrant=False)
-        return level(x, vector, tokens)

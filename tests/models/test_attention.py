@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from medsynth.errors import ConfigError
-from medsynth.models.attention import (
-    Attention3D,
-    CrossAttention,
+from medsynth.models import linear_attention as linear_attention_module
+from medsynth.models.attention import Attention3D, CrossAttention, softmax_attention
+from medsynth.models.linear_attention import (
     linear_attention,
     quadratic_attention,
     rms_norm,
@@ -43,6 +43,25 @@ def test_values_and_gradients_equal_the_quadratic_twin(n: int, m: int, d: int, e
     inputs = [x.requires_grad_() for x in features(n, m, d, e)]
     fast, naive = linear_attention(*inputs), quadratic_attention(*inputs)
     upstream = torch.randn(fast.shape, generator=torch_generator(0, "upstream"), dtype=torch.float64)
+    torch.testing.assert_close(fast, naive, rtol=0, atol=1e-9)
+    for got, expected in zip(
+        torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(naive, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("piece", [1, 4, 100])
+def test_normalised_pieces_equal_the_quadratic_twin(piece: int, turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few tokens at a time, queries that share keys, features made inside: values and every input's gradient."""
+    monkeypatch.setattr(linear_attention_module, "CPU_TOKENS", piece)
+    generator = torch_generator(0, "pieces")
+    shapes = [(2, 3, 4, 15, 8), (2, 3, 1, 15, 8), (2, 3, 1, 15, 5), (8,), (8,)]
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    q, k, v, *gains = inputs
+    turns = rotary_turns((3, 1, 5), 8, torch.device("cpu")).double() if turned else None
+    fast, naive = (f(q, k, v, turns, (gains[0], gains[1])) for f in (linear_attention, quadratic_attention))
+    upstream = torch.randn(fast.shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(fast, naive, rtol=0, atol=1e-9)
     for got, expected in zip(
         torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(naive, inputs, upstream), strict=True
@@ -117,6 +136,34 @@ def test_large_activations_do_not_overflow_at_262144_tokens(dtype: torch.dtype) 
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("heads_of_keys", [4, 1])
+def test_softmax_averages_262144_large_values_in_bfloat16(heads_of_keys: int) -> None:
+    """16 queries instead of as many as keys, which would take a CPU minutes; they do not see each other."""
+    n = 262_144
+    generator = torch_generator(0, "softmax")
+    q = (1e15 * torch.randn(1, 4, 16, 8, generator=generator)).bfloat16().requires_grad_()
+    k = (1e15 * torch.randn(1, 1, 1, 8, generator=generator)).expand(1, heads_of_keys, n, 8).bfloat16()
+    v = (1e25 * torch.linspace(0, 1, n))[:, None].expand(1, heads_of_keys, n, 8).bfloat16()
+    k, v = k.requires_grad_(), v.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = softmax_attention(q, k, v, None, (torch.ones(8), torch.ones(8)))
+    torch.testing.assert_close(out.float(), torch.full((1, 4, 16, 8), 0.5e25), rtol=0.01, atol=0)
+    gradients = torch.autograd.grad((out.float() / 1e25).sum(), (q, k, v))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_cross_attention_stays_finite_at_262144_voxels_in_bfloat16() -> None:
+    block = CrossAttention(8, 4, 6)
+    randomise(block)
+    generator = torch_generator(0, "x")
+    x = (1e15 * torch.randn(1, 64, 64, 64, 8, generator=generator)).requires_grad_()
+    tokens = (1e15 * torch.randn(1, 5, 6, generator=generator)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block(x, tokens)
+    gradients = torch.autograd.grad(out.float().mean(), (x, tokens))
+    assert all(found.isfinite().all() for found in (out, *gradients))
+
+
 def test_rms_norm_makes_unit_rows_and_survives_zero() -> None:
     x = torch.randn(4, 8, generator=torch_generator(0, "rms")) * 1e6
     torch.testing.assert_close(rms_norm(x, torch.ones(8)).square().mean(-1), torch.ones(4))
@@ -171,7 +218,7 @@ def test_a_fresh_block_is_the_identity() -> None:
 def test_64_cubed_voxels_in_bfloat16_stay_finite() -> None:
     block = Attention3D(8, 8, "linear")
     randomise(block)
-    x = (1e4 * torch.randn(1, 64, 64, 64, 8, generator=torch_generator(0, "x"))).requires_grad_()
+    x = (1e15 * torch.randn(1, 64, 64, 64, 8, generator=torch_generator(0, "x"))).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         out = block(x)
     (gradient,) = torch.autograd.grad(out.float().mean(), x)

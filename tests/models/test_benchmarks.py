@@ -6,23 +6,69 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-attention = pytest.importorskip("benchmarks.attention", reason="benchmarks are part of a checkout, not of the wheel")
+WHEEL = "benchmarks are part of a checkout, not of the wheel"
+attention = pytest.importorskip("benchmarks.attention", reason=WHEEL)
+autoencoder = pytest.importorskip("benchmarks.autoencoder", reason=WHEEL)
+denoiser = pytest.importorskip("benchmarks.denoiser", reason=WHEEL)
+growth = pytest.importorskip("benchmarks.growth", reason=WHEEL)
+harness = pytest.importorskip("benchmarks.harness", reason=WHEEL)
 
-autoencoder = pytest.importorskip(
-    "benchmarks.autoencoder", reason="benchmarks are part of a checkout, not of the wheel"
-)
-denoiser = pytest.importorskip("benchmarks.denoiser", reason="benchmarks are part of a checkout, not of the wheel")
+
+def test_the_exponent_is_that_of_a_power_law() -> None:
+    sizes = [8.0, 64.0, 4096.0]
+    for power in (0.0, 1.0, 1.5, 2.0):
+        costs = [3 * size**power for size in sizes]
+        assert growth.exponent(sizes, costs) == pytest.approx(power)
+        assert growth.steps(sizes, costs)[1:] == pytest.approx([power, power])
+    assert growth.exponent([8.0], [1.0]) is None
+    assert growth.exponent([1.0, 10.0, 100.0], [1.0, 20.0, 100.0]) == pytest.approx(
+        1.0
+    )  # the middle one does not tilt it
 
 
-def test_exponents_are_slopes_per_kind() -> None:
+def test_the_crossover_is_where_the_power_laws_meet() -> None:
+    sizes = [10.0, 100.0, 1000.0, 10000.0]
+    linear, quadratic = [300 * n for n in sizes], [n**2 for n in sizes]
+    assert growth.crossover(sizes, linear, quadratic) == pytest.approx(300)
+    assert growth.crossover(sizes, quadratic, linear) is None
+    assert growth.crossover(sizes, [1.0] * 4, [2.0] * 4) == 10.0
+    assert growth.crossover([1.0, 10.0, 100.0], [1.0, 4.0, 1.0], [2.0, 2.0, 2.0]) == pytest.approx(10**1.5)
+
+
+def test_exponents_and_speedups_are_per_kind() -> None:
     rows = [
-        {"kind": "linear", "tokens": 10, "seconds": 1.0, "peak_mib": 1.0},
-        {"kind": "linear", "tokens": 100, "seconds": 10.0, "peak_mib": 1.0},
-        {"kind": "softmax", "tokens": 10, "seconds": 1.0, "peak_mib": 1.0},
-        {"kind": "softmax", "tokens": 100, "seconds": 100.0, "peak_mib": 1.0},
+        {"kind": kind, "tokens": tokens, "pass_seconds": 1e-3 * tokens**power * (100 if kind == "linear" else 1)}
+        for tokens in (10, 100, 1000)
+        for kind, power in (("linear", 1), ("softmax", 2))
     ]
-    assert [row["exponent"] for row in attention.with_exponents(rows)] == [None, 1.0, None, 2.0]
+    found = attention.with_exponents(rows)
+    slopes = [row["exponent"] for row in found]
+    assert slopes[0] is slopes[3] is None
+    assert [*slopes[1:3], *slopes[4:]] == pytest.approx([1, 1, 2, 2])
+    summary = attention.summary(rows, 100)
+    assert summary["linear_exponent"] == pytest.approx(1)
+    assert summary["softmax_exponent"] == pytest.approx(2)
+    assert summary["crossover_tokens"] == pytest.approx(100)
+    assert summary["speedup"]["1000"] == pytest.approx(10)
+
+
+def test_the_peak_is_that_of_the_work_alone() -> None:
+    large = bytearray(120 * 2**20)  # a peak of before, which is to be forgotten
+    del large
+    peak = harness.peak_above(lambda: bytearray(40 * 2**20), "cpu")
+    assert 39 < peak < 60
+
+
+def test_slow_work_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(harness, "SLOW_SECONDS", 0.0)
+    harness.best_seconds(lambda: calls.append(1), "cpu")
+    assert len(calls) == 1
+    monkeypatch.setattr(harness, "SLOW_SECONDS", 100.0)
+    harness.best_seconds(lambda: calls.append(1), "cpu", most=3)
+    assert len(calls) == 1 + 4
 
 
 @pytest.mark.slow
@@ -31,8 +77,8 @@ def test_it_measures_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     attention.main(["--sides", "4", "--softmax-up-to", "4", "--out", str(out)])
     rows = json.loads(out.read_text())["rows"]
     assert [(row["kind"], row["tokens"]) for row in rows] == [("linear", 64), ("softmax", 64)]
-    assert all(row["seconds"] > 0 and row["peak_mib"] >= 0 for row in rows)
-    assert capsys.readouterr().out.count("linear") == 1
+    assert all(row["pass_seconds"] > 0 and row["pass_peak_mib"] >= 0 for row in rows)
+    assert "crossover_tokens" in capsys.readouterr().out
 
 
 def test_ratios_are_over_ours_at_the_same_size() -> None:
@@ -50,10 +96,28 @@ def test_ratios_are_over_ours_at_the_same_size() -> None:
 
 
 @pytest.mark.slow
-def test_the_networks_are_measured_beside_their_peers() -> None:
-    rows = [denoiser.measure(name, 8, (32, 32, 32), "cpu", "float32", 1) for name in denoiser.NETWORKS]
-    assert all(row["step_seconds"] > 0 and row["forward_seconds"] > 0 for row in rows)
-    assert len(denoiser.table(rows).splitlines()) == 1 + len(rows)
-    rows = [autoencoder.measure(name, 16, 16, 1, True, "cpu", "float32", 1) for name in ("medsynth", "monai-maisi")]
-    assert all(row["encode_seconds"] > 0 and row["decode_seconds"] > 0 for row in rows)
-    assert "over ours" in autoencoder.table(rows)
+def test_the_networks_have_about_as_many_parameters() -> None:
+    with torch.device("meta"):
+        sizes = [denoiser.parameters(denoiser.build(name, (128, 256, 384))) for name in denoiser.NETWORKS]
+    assert max(sizes) < 1.25 * min(sizes)
+
+
+@pytest.mark.slow
+def test_the_networks_run() -> None:
+    cases = [(name, 8, (32, 32, 32), "cpu", "float32", 1) for name in denoiser.NETWORKS]
+    for case in cases:
+        facts, works = denoiser.prepare(*case)
+        assert facts["parameters"] > 0
+        for work in works.values():
+            work()
+    for name in (autoencoder.OURS, autoencoder.PEER):
+        _, works = autoencoder.prepare(name, 16, 16, 1, name == autoencoder.OURS, "cpu", "float32", 1)
+        for work in works.values():
+            work()
+
+
+def test_the_peer_is_shown_over_ours() -> None:
+    ours = {"network": "medsynth", "side": 64, "parameters": 1, "encode_seconds": 1.0, "decode_seconds": 2.0}
+    ours |= {"encode_peak_mib": 10.0, "decode_peak_mib": 20.0}
+    peer = {**ours, "network": "monai-maisi", "encode_seconds": 9.0, "decode_peak_mib": 100.0}
+    assert autoencoder.table([ours, peer]).splitlines()[-1].split()[-3:] == ["9.0", "1.0", "5.00"]

@@ -7,7 +7,17 @@ import math
 import pytest
 import torch
 
-from medsynth.models.blocks import ChannelNorm, Down, ResidualBlock, Up, fold, fourier_features, modulate, unfold
+from medsynth.models.blocks import (
+    ChannelNorm,
+    Down,
+    ResidualBlock,
+    Up,
+    fold,
+    fourier_features,
+    modulate,
+    remade,
+    unfold,
+)
 from medsynth.seeding import torch_generator
 
 
@@ -47,6 +57,27 @@ def test_channel_norm_looks_at_one_voxel_only() -> None:
     changed = x.clone()
     changed[0, 0, 0, 0] += torch.arange(6)
     assert torch.equal(norm(changed)[0, 1:], y[0, 1:])
+
+
+def test_what_is_made_again_is_not_kept_and_gives_the_same() -> None:
+    block = ResidualBlock(16, vector_width=5)
+    torch.nn.init.normal_(block.mix_out.weight, generator=torch_generator(0, "weights"))
+    x = torch.randn(1, 4, 4, 4, 16, generator=torch_generator(0, "x")).requires_grad_()
+    vector = torch.ones(1, 5)
+
+    def run(again: bool) -> tuple[torch.Tensor, ...]:
+        y = remade(block, x, vector) if again else block(x, vector)
+        return (y, *torch.autograd.grad(y.square().sum(), [x, *block.parameters()]))
+
+    for once, twice in zip(run(False), run(True), strict=True):
+        assert torch.equal(once, twice)
+    calls = []
+    h = remade(lambda x: block.mix_in(calls.append("norm") or block.norm(x)), x)
+    assert calls == ["norm"]
+    h.sum().backward()
+    assert calls == ["norm", "norm"]
+    with torch.no_grad():
+        assert torch.equal(remade(block, x, vector), block(x, vector))
 
 
 def test_modulation_of_zero_changes_nothing() -> None:
