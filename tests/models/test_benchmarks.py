@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 WHEEL = "benchmarks are part of a checkout, not of the wheel"
 attention = pytest.importorskip("benchmarks.attention", reason=WHEEL)
 autoencoder = pytest.importorskip("benchmarks.autoencoder", reason=WHEEL)
+data = pytest.importorskip("benchmarks.autoencoder_data", reason=WHEEL)
 denoiser = pytest.importorskip("benchmarks.denoiser", reason=WHEEL)
 growth = pytest.importorskip("benchmarks.growth", reason=WHEEL)
 harness = pytest.importorskip("benchmarks.harness", reason=WHEEL)
+quality = pytest.importorskip("benchmarks.autoencoder_quality", reason=WHEEL)
+scaling = pytest.importorskip("benchmarks.scaling", reason=WHEEL)
 
 
 def test_the_exponent_is_that_of_a_power_law() -> None:
@@ -121,3 +125,42 @@ def test_the_peer_is_shown_over_ours() -> None:
     ours |= {"encode_peak_mib": 10.0, "decode_peak_mib": 20.0}
     peer = {**ours, "network": "monai-maisi", "encode_seconds": 9.0, "decode_peak_mib": 100.0}
     assert autoencoder.table([ours, peer]).splitlines()[-1].split()[-3:] == ["9.0", "1.0", "5.00"]
+
+
+def test_a_planted_difference_in_quality_is_found_and_none_is_not() -> None:
+    generator = np.random.default_rng(0)
+    theirs = generator.normal(20, 3, (3, 24))
+    better = theirs + generator.normal(1, 0.2, (3, 24))
+    value, low, high = quality.difference(better.tolist(), theirs.tolist())
+    assert 0.8 < low < value < high < 1.2
+    value, low, high = quality.difference((theirs + generator.normal(0, 0.2, (3, 24))).tolist(), theirs.tolist())
+    assert low < 0 < high
+
+
+def test_blocks_share_no_voxel_and_leave_the_background_out() -> None:
+    voxels = np.arange(11 * 9 * 8, dtype=np.float64).reshape(11, 9, 8)
+    found = data.blocks(voxels, 4)
+    assert len(found) == 2 * 2 * 2
+    values = np.concatenate([cube.ravel() for cube in found])
+    assert len(np.unique(values)) == len(values)
+    voxels[:4] = 7.0
+    assert len(data.blocks(voxels, 4)) == 4
+
+
+def test_intensities_come_into_the_range() -> None:
+    assert data.windowed(np.array([-3000.0, -1000.0, -300.0, 400.0, 9000.0])).tolist() == [-1, -1, 0, 1, 1]
+    scan = np.concatenate([np.linspace(10, 20, 2001), [1e9]])
+    scaled = data.between_percentiles(scan)
+    assert scaled.min() == -1
+    assert scaled[1000] == pytest.approx(0, abs=0.01)
+    assert scaled.max() == 1
+
+
+def test_growth_of_generation_is_over_voxels_and_leaves_small_sizes_out() -> None:
+    rows = [
+        {"side": side, **dict.fromkeys(scaling.VOLUME_FIGURES, 5.0 if side == 32 else 1e-6 * side**3)}
+        for side in (32, 64, 128, 256)
+    ]
+    growth_found = scaling.exponents(rows, 64)
+    assert list(growth_found.values()) == pytest.approx([1.0] * 4)
+    assert scaling.volume_table(rows, growth_found).splitlines()[-1].split() == ["exponent", *["1.00"] * 4]
