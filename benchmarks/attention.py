@@ -80,7 +80,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'kind':<10}{'tokens':>9}{'seconds':>11}{'peak MiB':>11}{'exponent':>10}"]
     for row in rows:
         slope = "" if row["exponent"] is None else f"{row['exponent']:.2f}"
-        cells = f"{row['pass_seconds']:>11.4f}{row['pass_peak_mib']:>11.1f}{slope:>10}"
+        peak = f"{row['pass_peak_mib']:.1f}" if "pass_peak_mib" in row else "not seen"
+        cells = f"{row['pass_seconds']:>11.4f}{peak:>11}{slope:>10}"
         lines.append(f"{row['kind']:<10}{row['tokens']:>9}{cells}")
     return "\n".join(lines)
 
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=[4, 6, 8, 16, 32, 64], help="voxels per axis")
     parser.add_argument("--softmax-up-to", type=int, default=32, help="largest side that softmax attention is given")
+    parser.add_argument("--memory-up-to", type=int, default=64, help="largest side whose memory is measured")
     parser.add_argument("--fit-from", type=int, default=16, help="smallest side that the exponents are fitted to")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -101,7 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
         for kind in ("linear", "softmax"):
             if kind == "linear" or side <= options.softmax_up_to:
                 case = (kind, side, options.device, options.dtype, options.threads)
-                rows.append(costs(prepare, case, options.device, most=20))
+                seen = side <= options.memory_up_to
+                rows.append(costs(prepare, case, options.device, most=20, peaks=None if seen else ()))
     rows = with_exponents(rows)
     found = summary(rows, options.fit_from**3)
     print(table(rows))

@@ -124,7 +124,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     ours = {row["side"]: row for row in reversed(rows)}  # the first of each size
     for row in rows:
         base = ours[row["side"]]
-        cells = [f"{row[key]:>11.3f}{over(row[key], base[key]):>7}" for key in FIGURES]
+        cells = [
+            f"{row[key]:>11.3f}{over(row[key], base[key]):>7}" if key in row else f"{'not seen':>18}" for key in FIGURES
+        ]
         lines.append(f"{row['network']:<22}{row['side']:>5}{row['parameters'] / 1e6:>8.2f}{''.join(cells)}")
     return "\n".join(lines)
 
@@ -151,7 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
             if name == EVERY_LEVEL and side > options.every_level_up_to:
                 continue
             case = (name, side, tuple(options.widths), options.device, options.dtype, options.threads)
-            rows.append(costs(prepare, case, options.device, peaks=["step"]))
+            seen = name != EVERY_LEVEL or side <= options.every_level_memory_up_to
+            rows.append(costs(prepare, case, options.device, peaks=["step"] if seen else ()))
             print(table([row for row in rows if row["side"] == side]).splitlines()[-1], flush=True)
     print(table(rows))
     record = {**setting(options.device, options.threads, options.dtype), "rows": rows}

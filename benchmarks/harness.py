@@ -38,12 +38,14 @@ def costs(
 ) -> dict[str, Any]:
     """What `prepare(*arguments)` says of itself, and the seconds and the peak of memory of each work that it names.
 
-    `peaks` names the works whose memory is measured, all unless given.
+    `peaks` names the works whose memory is measured, all unless given; for none, the second process is spared.
 
     Two fresh processes: one for the time, and one for the memory whose allocator gives back at once what is freed. Else
     the peak of a process on a CPU would be that of glibc's heap, which grows with the order in which sizes are asked for.
     """
     timed = alone(_seconds, prepare, arguments, device, most)
+    if peaks is not None and not peaks:
+        return timed
     with _memory_given_back():
         return timed | alone(_peaks, prepare, arguments, device, peaks)
 
