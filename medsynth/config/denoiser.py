@@ -117,6 +117,16 @@ class DiffusionObjective(Settings):
 Objective = Annotated[FlowObjective | DiffusionObjective, Field(discriminator="kind")]
 
 
+class Watch(Settings):
+    """Looks at samples during training, for early warnings."""
+
+    every: Annotated[int, Field(ge=0)] = 4
+    """Validations from one look to the next, beside one at the end; 0: none at all."""
+    samples: Annotated[int, Field(ge=2, le=64)] = 8
+    evaluations: Annotated[int, Field(ge=2)] = 12
+    """Of the network, per sample."""
+
+
 Place = Literal["auto", "device", "memory", "disk"]
 
 
@@ -129,5 +139,6 @@ class Denoiser(Settings):
     keep: Literal["best", "last"] = "best"
     """The averaged weights of the lowest validation loss, or those of the last step."""
     augment: Augment = Augment()
+    watch: Watch = Watch()
     latents: Place = "auto"
     """Where latents and masks wait for their turn; `auto` is the fastest place that they fit."""

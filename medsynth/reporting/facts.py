@@ -71,6 +71,12 @@ class Facts:
         }
         return yaml.safe_dump(known, sort_keys=False, allow_unicode=True) if known else ""
 
+    @property
+    def warnings(self) -> list[str] | None:
+        """Warnings that stood at the last look at a training run; None where none looked."""
+        looks = [line for records in self.history.values() for line in records if "warnings" in line]
+        return list(looks[-1]["warnings"]) if looks else None
+
     def losses(self) -> list[tuple[str, dict[str, Line]]]:
         """Title -> lines (optimiser step, value), one chart each: what is minimised, its terms, further figures."""
         charts: list[tuple[str, dict[str, Line]]] = []
@@ -84,8 +90,25 @@ class Facts:
             levels = {name.removeprefix(LEVEL).removesuffix(" degrees"): line for name, line in levels.items()}
             charts.append((f"{stage}: validation loss by noise angle in degrees", levels))
             charts += [(f"{stage}: {name} on the validation split", {name: line}) for name, line in validation.items()]
+            charts += [(f"{stage}: {title}", lines) for title, lines in _looks(records)]
             charts.append((f"{stage}: share of the time that went by waiting for data", _waiting(records)))
         return [(title, lines) for title, lines in charts if lines]
+
+
+_LOOKS = {
+    "loss with every condition given": {"training_loss": "training", "validation_loss": "validation"},
+    "likeness among samples (MS-SSIM)": {"ms_ssim": "samples", "ms_ssim_real": "real scans"},
+    "distance to the nearest training latent": {"nearest": "samples", "nearest_real": "validation scans"},
+}
+"""Charts of the looks at a training run: what each line shows is named as the record names it."""
+
+
+def _looks(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Line]]]:
+    found = _lines(records, "watch")
+    return [
+        (title, {label: found[name] for name, label in names.items() if name in found})
+        for title, names in _LOOKS.items()
+    ]
 
 
 def _waiting(records: Sequence[Mapping[str, Any]]) -> dict[str, Line]:

@@ -21,9 +21,11 @@ from medsynth.diffusion.geometry import geometry_json
 from medsynth.diffusion.model_folder import save_model
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.pipeline import DenoisingNetwork, LatentVolumePipeline
+from medsynth.evaluation.structure import multiscale_ssim, shrink
 from medsynth.models.conditions import Declaration, declare
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
+from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.seeding import derive
 from medsynth.stages.base import Context, Stage, StageResult
 from medsynth.stages.files import read_json
@@ -42,8 +44,11 @@ from medsynth.stages.training import (
 from medsynth.training.checkpoint import discard_checkpoints
 from medsynth.training.denoiser import train_denoiser
 from medsynth.training.latents import LatentStatistics, open_stores
+from medsynth.training.watch import Eyes
 
 QUANTILES = 11
+WATCHED_AXIS = 32
+"""Voxels per axis of the samples that are looked at during training."""
 
 
 def run(context: Context, folder: Path) -> StageResult:
@@ -66,6 +71,7 @@ def run(context: Context, folder: Path) -> StageResult:
         folder=folder / CHECKPOINTS,
         seed=pipeline.seed,
         device=device,
+        eyes=_eyes(load_autoencoder(context), statistics, pipeline.compute.tile_voxels, device),
     )
     history = follow(context, "training the denoiser", settings.training, records, folder)
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -73,6 +79,20 @@ def run(context: Context, folder: Path) -> StageResult:
     discard_checkpoints(folder / CHECKPOINTS)
     kept = kept_validation(history, "loss" if settings.keep == "best" else None)
     return StageResult({"parameters": network_size(network), "waiting": waiting_share(history), **kept})
+
+
+def _eyes(
+    autoencoder: VolumeAutoencoder, statistics: LatentStatistics, tile_voxels: int, device: torch.device
+) -> Eyes:
+    """Samples as the finished model would decode them, averaged down: diversity shows in coarse structure."""
+    autoencoder.set_latent_statistics(statistics.shift, statistics.scale)
+    autoencoder.to(device).eval()
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        volumes = [autoencoder.decode_tiled(latent[None].to(device), tile_voxels).float() for latent in latents]
+        return torch.cat([shrink(volume.clamp(-1, 1), WATCHED_AXIS).cpu() for volume in volumes])
+
+    return Eyes(decode, multiscale_ssim)
 
 
 NETWORKS: Mapping[str, type[DenoisingNetwork]] = {"unet": LatentUNet, "transformer": LatentTransformer}

@@ -23,6 +23,7 @@ from medsynth.models.maisi import MaisiAutoencoder
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.stages.base import Context
 from medsynth.stages.files import read_json, write_json
+from medsynth.training.alarms import alarms
 from medsynth.training.records import Record
 
 AUTOENCODERS: Mapping[str, type[VolumeAutoencoder]] = {"kl": KLAutoencoder, "maisi": MaisiAutoencoder}
@@ -101,13 +102,21 @@ def follow(
 
     A loop that was interrupted tells its earlier records again, so the history is whole.
     """
-    history = []
+    history: list[dict[str, Any]] = []
+    told: list[Record] = []
+    standing: dict[str, str] = {}
     with context.progress.task(label, settings.steps) as advance:
         before = 0
         for record in records:
             advance(record.step - before)
             before = record.step
-            history.append(_line(record))
+            told.append(record)
+            if record.watch:
+                before_look, standing = standing, alarms(told)
+                for kind in standing.keys() - before_look.keys():
+                    context.say(f"warning: {standing[kind]}")
+                    context.workspace.event("warning", about=kind, told=standing[kind])
+            history.append({**_line(record), **({"warnings": list(standing.values())} if record.watch else {})})
             context.tracker.metrics(_numbers(record), step=record.step)
         advance(max(settings.steps - before, 0))
     write_json(folder / "history.json", history)
@@ -123,13 +132,15 @@ def _line(record: Record) -> dict[str, Any]:
         "losses": record.losses,
         "validation": record.validation,
         "waiting": round(record.waiting, 4),
+        **({"watch": record.watch} if record.watch else {}),
     }
 
 
 def _numbers(record: Record) -> dict[str, float]:
     validation = {f"validation/{name}": value for name, value in (record.validation or {}).items()}
+    watch = {f"watch/{name}": value for name, value in (record.watch or {}).items()}
     losses = {f"train/{name}": value for name, value in record.losses.items()}
-    return {**losses, **validation, "learning_rate": record.learning_rate, "waiting": record.waiting}
+    return {**losses, **validation, **watch, "learning_rate": record.learning_rate, "waiting": record.waiting}
 
 
 def last_validation(history: list[dict[str, Any]]) -> dict[str, float]:

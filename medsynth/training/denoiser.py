@@ -23,6 +23,7 @@ from medsynth.training.latents import LatentStatistics, LatentStore
 from medsynth.training.loop import Task, train
 from medsynth.training.pool import Pool, even_angles, place_for, spread
 from medsynth.training.records import Record
+from medsynth.training.watch import Eyes, Watcher
 
 CONDITION = "condition "
 """Goes before a condition's name in a batch."""
@@ -48,6 +49,7 @@ class DenoiserTask(Task):
         statistics: LatentStatistics,
         settings: DenoiserSettings,
         seed: int,
+        eyes: Eyes | None = None,
     ) -> None:
         super().__init__()
         self.network = denoiser.network
@@ -60,6 +62,10 @@ class DenoiserTask(Task):
         self.batch_size = settings.training.batch_size
         self.seed = derive(seed, "denoiser")
         self.order = GridOrder([len(pool) for pool in self.pool.grids], self.batch_size, self.seed)
+        self.watcher: Watcher | None = None
+        if eyes is not None:
+            self.watcher = Watcher(self.pool, self.validation, settings.watch, eyes, self.seed)
+            self.look_every = settings.watch.every if self.watcher.count > 1 else 0
 
     def settle(self, device: torch.device) -> None:
         """Bring the latents to where they are wanted."""
@@ -95,6 +101,15 @@ class DenoiserTask(Task):
         bits per dimension of the normalised latent.
         """
         return {"loss": float(self.losses(self.validation).mean()), **self._loss_per_level(), "bits": self._bits()}
+
+    def look(self) -> dict[str, float]:
+        """Figures of a look at some samples, see `training.watch`."""
+        if self.watcher is None:
+            return {}
+        device = next(self.network.parameters()).device
+        samples = self.watcher.samples(self.denoiser, device, self.batch_size)
+        per_case = [self.losses(pool).view(-1, len(self.validation)).mean(0) for pool in (self.pool, self.validation)]
+        return self.watcher.look(samples, *per_case)
 
     def losses(self, pool: Pool) -> Tensor:
         """The loss of each of the fixed draws, [n] on the CPU, with every condition given.
@@ -183,12 +198,13 @@ def train_denoiser(
     folder: Path,
     seed: int,
     device: torch.device,
+    eyes: Eyes | None = None,
 ) -> Iterator[Record]:
     """Train `denoiser.network` on the training split's latents; see `loop.train` for checkpoints, records and errors.
 
-    A split comes as a store, or as one per grid; `statistics` are those of the training split. When the iterator ends,
-    the network holds the averaged weights that `settings.keep` names. Raises CohortError where a split is empty, DataError
-    where masks are declared and the latents have none.
+    A split comes as a store, or as one per grid; `statistics` are those of the training split; without `eyes` no samples
+    are looked at. When the iterator ends, the network holds the averaged weights that `settings.keep` names. Raises
+    CohortError where a split is empty, DataError where masks are declared and the latents have none.
     """
     parts = {"train": per_grid(train_stores), "validation": per_grid(validation)}
     declared = mask_name(declaration_of(denoiser))
@@ -200,7 +216,7 @@ def train_denoiser(
                 f"condition {declared}: expected a mask with every case of the {name} split, found none; "
                 "name the masks in the cohort's table, or set `steer: false`"
             )
-    task = DenoiserTask(denoiser, parts["train"], parts["validation"], statistics, settings, seed)
+    task = DenoiserTask(denoiser, parts["train"], parts["validation"], statistics, settings, seed, eyes)
     identity = {
         "kind": "denoiser",
         "seed": seed,

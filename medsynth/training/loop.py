@@ -47,6 +47,8 @@ class Task(nn.Module, ABC):
     The gradient of `opponent` must not reach the network, nor that of `loss` the opponent."""
     selected_by: str | None = None
     """Figure of `validate` whose smallest value picks the weights that are kept; None keeps the last average."""
+    look_every = 0
+    """Validations from one `look` to the next; 0: none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,6 +71,10 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Figures on the validation split, with the weights that the network holds now. The same on every process."""
+
+    def look(self) -> dict[str, float]:
+        """Further figures, too costly for every validation. The same on every process."""
+        return {}
 
 
 def train(
@@ -216,7 +222,7 @@ class _Run:
         return total[0] > 0, total[1]
 
     def _report(self, rate: float, validating: bool, batches: Ahead) -> Record:
-        validation = self._validate() if validating else None
+        validation, watch = self._validate() if validating else (None, None)
         losses, norm = self.window.means()
         now = self._before + self._clock() - self._began
         since = now - (self.records[-1].seconds if self.records else 0.0)
@@ -230,21 +236,26 @@ class _Run:
             validation=validation,
             waiting=min(1.0, waited / since) if since > 0 else 0.0,
             gradient_norm=norm,
+            watch=watch,
         )
         self.records.append(record)
         return record
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> tuple[dict[str, float], dict[str, float] | None]:
+        number, rest = divmod(self.step, self.settings.validate_every)
+        every = self.task.look_every
+        looking = every > 0 and (self.finished or (rest == 0 and number % every == 0))
         self.network.eval()
         with self.average.lent(), torch.no_grad(), self.accelerator.autocast():
             figures = self.task.validate()
+            watch = self.task.look() if looking else None
         self.network.train()
         if self.task.selected_by is not None:
             value = figures[self.task.selected_by]
             if self.best_value is None or value < self.best_value:
                 self.best_value = value
                 self.best = {name: weight.cpu().clone() for name, weight in self.average.weights.items()}
-        return figures
+        return figures, watch
 
     def _save(self) -> None:
         self._saved_at = self.seconds

@@ -26,6 +26,8 @@ class Record:
     """Share of the time that the loop spent waiting for its data, 0 to 1."""
     gradient_norm: float = 0.0
     """Norm of the whole gradient before clipping."""
+    watch: dict[str, float] | None = None
+    """Figures of a look at the network's work (see `Task.look`), at the steps that take one."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON types."""

@@ -161,6 +161,27 @@ def example_facts() -> dict[str, Any]:
             for step in range(25, 2001, 25)
         ]
 
+    def look() -> dict[str, Any]:
+        return {
+            "step": 2000,
+            "losses": {"loss": 0.5},
+            "validation": {"loss": 0.6, "loss at 0-18 degrees": 0.9, "loss at 18-36 degrees": 0.4, "bits": 1.25},
+            "waiting": 0.02,
+            "watch": {
+                "ms_ssim": 0.7,
+                "ms_ssim_real": 0.6,
+                "ms_ssim_p": 0.2,
+                "nearest": 3.0,
+                "nearest_real": 4.0,
+                "copies": 0.25,
+                "copies_p": 0.0001,
+                "training_loss": 0.5,
+                "validation_loss": 0.6,
+                "gap_p": 0.3,
+            },
+            "warnings": ["step 2000: 25% of the samples lie nearer to one training scan <than> others"],
+        }
+
     return {
         "title": "lidc-nodules",
         "cohort": [
@@ -170,7 +191,7 @@ def example_facts() -> dict[str, Any]:
             {"split": "synthetic", "patients": 0, "scans": 64, "diagnosis": "benign 32, malignant 32"},
         ],
         "findings": ["1 series was left out: its slices are not evenly spaced."],
-        "history": {"autoencoder": records(1.0), "denoiser": records(30.0)},
+        "history": {"autoencoder": records(1.0), "denoiser": [*records(30.0), look()]},
         "gates": [
             {"name": "max_closer_than_real", "required": 0.1, "found": 0.06, "passed": True, "sentence": "6 %, at most 10 %."},
             {"name": "min_condition_auc", "required": 0.9, "found": 0.8, "passed": False, "sentence": "0.80, at least 0.90."},

@@ -154,6 +154,22 @@ def test_every_figure_of_the_evidence_is_on_the_page(source):
     assert "anonymous" not in text.lower()
 
 
+def test_training_tells_its_warnings_levels_and_waiting(source):
+    assert "25% of the samples lie nearer to one training scan &lt;than&gt; others" in source
+    for title in (
+        "validation loss by noise angle in degrees",
+        "bits on the validation split",
+        "likeness among samples (ms-ssim)",
+        "distance to the nearest training latent",
+        "share of the time that went by waiting for data",
+    ):
+        assert f"denoiser: {title}" in source.lower()
+    assert "18-36: from 0.4 to 0.4" in source
+    assert Facts("t", []).warnings is None
+    quiet = {"denoiser": [{"step": 1, "warnings": ["old"]}, {"step": 2, "warnings": []}, {"step": 3}]}
+    assert Facts("t", [], history=quiet).warnings == []
+
+
 def test_the_same_input_gives_the_same_file_and_a_failure_leaves_none(tmp_path, pictures):
     for name in ("one", "two"):
         write_report(example_evidence(), pictures, example_facts(), tmp_path / f"{name}.html")
