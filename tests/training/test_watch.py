@@ -147,13 +147,9 @@ def test_fresh_scans_are_taken_for_copies_or_collapsed_as_often_as_stated(monkey
 
 def test_a_mirrored_copy_counts_as_its_patients_own():
     training, validation = new_pool(20, "train"), new_pool(20, "validation")
-    latents = np.concatenate(
-        [training.grids[0].store.latents, training.grids[0].store.latents + 1e-3]
-    )  # variants that resemble the scan
-    cases = (
-        *training.grids[0].store.cases,
-        *(dataclasses.replace(c, mirrored="x") for c in training.grids[0].store.cases),
-    )
+    scans = training.grids[0].store
+    latents = np.concatenate([scans.latents, scans.latents + 1e-3])  # variants that resemble the scan
+    cases = (*scans.cases, *(dataclasses.replace(case, mirrored="x") for case in scans.cases))
     doubled = Pool(LatentStore(latents, None, ({},) * 40, cases, ""), {}, PLAIN)
     watcher = Watcher(doubled, validation, Watch(), EYES, 0)
     copies = doubled.take(torch.arange(8))[0] + 0.01 * gaussian(8, 5)
