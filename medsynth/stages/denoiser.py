@@ -81,9 +81,7 @@ def run(context: Context, folder: Path) -> StageResult:
     return StageResult({"parameters": network_size(network), "waiting": waiting_share(history), **kept})
 
 
-def _eyes(
-    autoencoder: VolumeAutoencoder, statistics: LatentStatistics, tile_voxels: int, device: torch.device
-) -> Eyes:
+def _eyes(autoencoder: VolumeAutoencoder, statistics: LatentStatistics, tile_voxels: int, device: torch.device) -> Eyes:
     """Samples as the finished model would decode them, averaged down: diversity shows in coarse structure."""
     autoencoder.set_latent_statistics(statistics.shift, statistics.scale)
     autoencoder.to(device).eval()
