@@ -114,7 +114,8 @@ class Generate(Settings):
     grid: Annotated[str | None, Field(exclude_if=lambda grid: grid is None)] = None
     """Where there are several: the one grid for every scan, `64x64x48@1x1x2.5`; drawn as in training unless given."""
     sampling: Sampling = Sampling()
-    batch_size: Count = 8
+    batch_size: Count | Literal["auto"] = "auto"
+    """Scans that a GPU computes at once; `auto` finds what its memory holds. A processor computes one at a time."""
     ratio_of_training: Annotated[float, Field(gt=0, le=100)] | None = None
     """Instead of `count`: this many times the number of training scans."""
     format: Literal["nifti", "both"] = "nifti"

@@ -7,10 +7,11 @@ out.scans[0]      # a MetaTensor [1, X, Y, Z] in the original unit, with its aff
 
 from __future__ import annotations
 
+import itertools
 import math
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,11 +21,15 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from medsynth.config.training import TILE_VOXELS
+from medsynth.diffusion.angle import from_flow_time
+from medsynth.diffusion.batch_size import MOST_BY_TRIAL, BatchSize, BatchSizes, unless_out_of_memory
 from medsynth.diffusion.guidance import Guidance, Scales, guided
 from medsynth.diffusion.model_folder import PARTS, read_json, save_model, verify_model
 from medsynth.diffusion.objective import Denoiser, Objective
+from medsynth.diffusion.order import Order, take_order
 from medsynth.diffusion.samplers import evaluations_used, sample
-from medsynth.errors import ConfigError, DataError, ModelFolderError
+from medsynth.diffusion.scheduler_door import Denoise
+from medsynth.errors import ConfigError, ModelFolderError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.imaging.scan import Scan, make_scan
 from medsynth.imaging.words import HU
@@ -32,17 +37,27 @@ from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, m
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
-from medsynth.progress import Advance, Progress, Silent
+from medsynth.progress import Progress, Silent
 from medsynth.seeding import torch_generator
 
 
 @dataclass(frozen=True)
-class VolumeOutput:
-    """What was generated, in the order that was asked for.
+class Volume:
+    """One generated volume.
 
-    `scans`: [1, X, Y, Z] each, int16 where the unit is HU, else float32. `masks`: the mask each was conditioned on, on
-    the same grid, or None. `seeds`: each gives its scan again. `latents`: [N, C, x, y, z] float32, on the CPU.
+    `scan`: [1, X, Y, Z], int16 where the unit is HU, else float32. `mask`: the mask it was conditioned on, on the same
+    grid, or None. `seed`: gives the scan again. `latent`: [C, x, y, z] float32, on the CPU.
     """
+
+    scan: Scan
+    mask: Scan | None
+    seed: int
+    latent: Tensor
+
+
+@dataclass(frozen=True)
+class VolumeOutput:
+    """What was generated, in the order that was asked for; each as in `Volume`. `latents`: [N, C, x, y, z]."""
 
     scans: list[Scan]
     masks: list[Scan | None]
@@ -51,13 +66,13 @@ class VolumeOutput:
 
 
 @dataclass(frozen=True)
-class _Order:
-    """Everything a call asks for, checked: one row, one seed and perhaps one mask per volume."""
+class _Way:
+    """How a volume is drawn; `used` counts the network calls that come of it."""
 
-    rows: list[Mapping[str, Value]]
-    seeds: list[int]
-    masks: Tensor | None
-    encoded: dict[str, Tensor]
+    sampler: str
+    evaluations: int
+    used: int
+    guidance: Guidance
 
 
 DenoisingNetwork = LatentUNet | LatentTransformer
@@ -92,6 +107,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         self.geometry = geometry
         self.tile_voxels = tile_voxels
         self.provenance: dict[str, Any] = {}
+        self._sizes = BatchSizes()
         self._check_parts()
 
     @property
@@ -131,8 +147,19 @@ class LatentVolumePipeline(DiffusionPipeline):
             raise ConfigError([f"save_pretrained: expected a folder alone, found {', '.join(kwargs)} as well"])
         save_model(self, save_directory, self.provenance)
 
-    @torch.no_grad()
     def __call__(
+        self, conditions: Mapping[str, Value] | Sequence[Mapping[str, Value]] = (), **asked: Any
+    ) -> VolumeOutput:
+        """Generate volumes and return them together; takes and raises what `stream` does."""
+        volumes = list(self.stream(conditions, **asked))
+        return VolumeOutput(
+            scans=[volume.scan for volume in volumes],
+            masks=[volume.mask for volume in volumes],
+            seeds=[volume.seed for volume in volumes],
+            latents=torch.stack([volume.latent for volume in volumes]),
+        )
+
+    def stream(
         self,
         conditions: Mapping[str, Value] | Sequence[Mapping[str, Value]] = (),
         *,
@@ -144,86 +171,147 @@ class LatentVolumePipeline(DiffusionPipeline):
         guidance: Scales = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_rescale: float = 0.0,
-        batch_size: int = 8,
+        batch_size: BatchSize = "auto",
         progress: Progress | None = None,
-    ) -> VolumeOutput:
-        """Generate volumes.
+    ) -> Iterator[Volume]:
+        """Generate volumes one after another: latents in batches, each decoded when it is asked for.
 
         `conditions`: one mapping for all volumes, or one each; a declared condition that is left out or None is not
         steered. `masks`: integer [N, 1, X, Y, Z] of the model's box (N = 1 serves all; 255 everywhere: no mask). `seeds`:
         one per volume, drawn afresh unless given, and returned. `count`: number of volumes; that of the conditions,
         seeds or masks unless given. `guidance`, `guidance_interval`, `guidance_rescale`: see `diffusion.guidance.Guidance`.
+        `batch_size`: as for `batch_size_for`.
 
         A volume depends on its seed and on what is asked for it, and not on the rest of the call. Kernels add up in
-        another order for another batch size (measured: 5e-6 after one call), so the CPU computes one volume at a time,
-        which costs 15 % there; a GPU computes full batches of `batch_size`, the last one filled up, and gives the same
-        voxels for the same `batch_size`.
+        another order for another batch (measured: 5e-6 after one call), so everything but a CUDA device computes one
+        volume at a time, which costs 15 % on a CPU: the same bits whatever the batch size. A CUDA device computes
+        batches of one size, the last one filled up, so that all volumes meet the same kernels: the same volumes whatever
+        the batch size, within rounding. Where its memory runs out after all, the batch is halved and drawn again.
 
         Raises ConfigError for a condition, value, sampler or scale that the model does not know or numbers that do not
-        agree, DataError for masks of another shape than the box.
+        agree, DataError for masks of another shape than the box, UsageError where memory suffices for no volume.
         """
-        order = self._order(conditions, masks, seeds, count)
-        used = evaluations_used(sampler, evaluations)
-        device = self.denoiser.device
-        size = 1 if device.type == "cpu" else batch_size
-        if batch_size < 1:
-            raise ConfigError([f"batch_size: expected at least 1, found {batch_size}"])
+        order = take_order(self.condition_declaration, self.geometry["box"], conditions, masks, seeds, count)
         steering = Guidance(guidance, guidance_interval, guidance_rescale)
-        steering.check(self.condition_declaration)
-        latents = []
-        with (progress or Silent()).task("generating", len(order.rows) * used) as advance:
-            for start in range(0, len(order.rows), size):
-                chosen = [min(start + i, len(order.rows) - 1) for i in range(size)]
-                kept = min(size, len(order.rows) - start)
-                drawn = self._draw(order, chosen, sampler, evaluations, steering, _per_call(advance, kept))
-                latents.append(drawn[:kept].cpu())
-        stacked = torch.cat(latents)
-        return VolumeOutput(
-            scans=[self._scan(latent) for latent in stacked],
-            masks=[self._mask(order, i) for i in range(len(order.rows))],
-            seeds=order.seeds,
-            latents=stacked,
-        )
+        size = self.batch_size_for(batch_size, len(order.rows), guidance=steering, masked=masks is not None)
+        used = evaluations_used(sampler, evaluations)
+        return self._volumes(order, _Way(sampler, evaluations, used, steering), size, progress or Silent())
 
-    def _draw(
-        self, order: _Order, chosen: list[int], sampler: str, evaluations: int, guidance: Guidance, tick: Advance
-    ) -> Tensor:
+    def batch_size_for(self, wanted: BatchSize, volumes: int, *, guidance: Guidance, masked: bool) -> int:
+        """How many of `volumes` are computed at once.
+
+        One on everything but a CUDA device. There `wanted`, less where memory ran out before; `auto` finds the largest
+        that one network call gets through, remembers it for calls like this one, and makes the batches even. Raises
+        ConfigError, and UsageError where memory suffices for no volume.
+        """
+        if wanted != "auto" and wanted < 1:
+            raise ConfigError([f"batch_size: expected at least 1, found {wanted}"])
+        guidance.check(self.condition_declaration)
+        if not self._fills_a_device():
+            return 1
+        kind = self._kind(guidance, masked)
+        if wanted != "auto":
+            return self._sizes.limited(kind, wanted)
+        most = min(volumes, MOST_BY_TRIAL)
+        if most == 1:
+            return 1
+        fits = self._sizes.find(kind, most, lambda size: self._try(size, guidance, masked))
+        return math.ceil(volumes / math.ceil(volumes / fits))
+
+    def _fills_a_device(self) -> bool:
+        """Whether volumes are computed in batches."""
+        return self.denoiser.device.type == "cuda"
+
+    def _kind(self, guidance: Guidance, masked: bool) -> Hashable:
+        """What the memory of a network call depends on besides the number of volumes."""
+        scales = frozenset(guidance.scales.items()) if isinstance(guidance.scales, Mapping) else guidance.scales
+        return self.denoiser.device, self.denoiser.dtype, tuple(self.geometry["box"]), scales, masked
+
+    @torch.no_grad()
+    def _try(self, size: int, guidance: Guidance, masked: bool) -> None:
+        """One network call for `size` volumes, whatever comes of it."""
+        box = torch.zeros(1, 1, 1, 1, 1, dtype=torch.uint8).expand(size, 1, *self.geometry["box"]) if masked else None
+        given = encode(self.condition_declaration, [{}] * size, box)
+        noise = torch.zeros(size, *self._latent_shape(), device=self.denoiser.device)
+        time = torch.full((size,), sum(guidance.interval) / 2, device=noise.device)  # where guidance acts
+        self._denoise(given, guidance)(noise, from_flow_time(time))
+
+    @torch.no_grad()
+    def _volumes(self, order: Order, way: _Way, size: int, progress: Progress) -> Iterator[Volume]:
+        kind, total, start = self._kind(way.guidance, order.masks is not None), len(order.rows), 0
+        with progress.task("generating", total * way.used) as advance:
+            while start < total:
+                chosen = [min(start + i, total - 1) for i in range(size)]
+                kept, calls = min(size, total - start), itertools.count()
+
+                def tick(kept: int = kept, calls: Iterator[int] = calls) -> None:
+                    next(calls)
+                    advance(kept)
+
+                drawn = unless_out_of_memory(partial(self._draw, order, chosen, way, tick))
+                if drawn is None:
+                    advance(-kept * next(calls))
+                    size = self._sizes.halve(kind, size)
+                    continue
+                for index, latent in enumerate(drawn[:kept].cpu(), start=start):
+                    yield Volume(self._scan(latent), self._mask(order, index), order.seeds[index], latent)
+                start += kept
+
+    def _draw(self, order: Order, chosen: list[int], way: _Way, tick: Callable[[], None]) -> Tensor:
         """Latents [len(chosen), C, x, y, z] float32 on the device."""
-        device, objective = self.denoiser.device, Objective(self.objective)
-        shape = (self.denoiser.config.latent_channels, *self._grid())
+        device, shape = self.denoiser.device, self._latent_shape()
         seeds = [order.seeds[i] for i in chosen]
         noise = torch.stack([torch.randn(shape, generator=torch_generator(seed, "volume", "noise")) for seed in seeds])
-        given = {name: values[chosen].to(device) for name, values in order.encoded.items()}
+        given = {name: values[chosen] for name, values in order.encoded.items()}
         mask = mask_name(self.condition_declaration)
         if mask in given and bool((given[mask] == NULL_LABEL).all()):
             del given[mask]  # so that a volume without a mask is computed alike whoever else in the call has one
-        denoise = guided(Denoiser(self.denoiser, objective), given, guidance.only(given))
+        denoise = self._denoise(given, way.guidance)
 
         def counted(x: Tensor, angle: Tensor) -> Tensor:
             clean = denoise(x, angle)
-            tick(1)
+            tick()
             return clean
 
         return sample(
             counted,
             noise.to(device),
-            sampler,
-            evaluations,
+            way.sampler,
+            way.evaluations,
             [torch_generator(seed, "volume", "steps") for seed in seeds],
-            shift=objective.shift(math.prod(shape[1:])),
+            shift=Objective(self.objective).shift(math.prod(shape[1:])),
         )
+
+    def _denoise(self, given: Mapping[str, Tensor], guidance: Guidance) -> Denoise:
+        """The function that a sampler takes, for encoded conditions."""
+        given = {name: values.to(self.denoiser.device) for name, values in given.items()}
+        return guided(Denoiser(self.denoiser, Objective(self.objective)), given, guidance.only(given))
 
     def _scan(self, latent: Tensor) -> Scan:
         """One latent [C, x, y, z] as a scan in the original unit, the box's centre at the origin of the world."""
         latent = latent[None].to(self.autoencoder.device, self.autoencoder.dtype)
-        voxels = self.autoencoder.decode_tiled(latent, self.tile_voxels)[0].float().cpu()
+        voxels = self._decode(latent)[0].float().cpu()
         voxels = IntensityRule.from_json(self.intensity).restore(voxels)
         unit = self.geometry["unit"]
         if unit == HU:
             voxels = voxels.round().to(torch.int16)
         return make_scan(voxels, self._affine(), modality=self.geometry["modality"], unit=unit)
 
-    def _mask(self, order: _Order, index: int) -> Scan | None:
+    def _decode(self, latent: Tensor) -> Tensor:
+        """Voxels [1, 1, X, Y, Z], in tiles that memory suffices for; all tiles give the same up to rounding.
+
+        Raises ConfigError where smaller tiles would be all overlap.
+        """
+        kind: Hashable = ("decode", self.autoencoder.device, tuple(latent.shape))
+        voxels = math.prod(latent.shape[2:]) * int(self.autoencoder.config.downsampling) ** 3
+        tile = self._sizes.limited(kind, min(self.tile_voxels, voxels))
+        while True:
+            decoded = unless_out_of_memory(partial(self.autoencoder.decode_tiled, latent, tile))
+            if decoded is not None:
+                return decoded
+            tile = self._sizes.halve(kind, tile)
+
+    def _mask(self, order: Order, index: int) -> Scan | None:
         if order.masks is None or bool((order.masks[index] == NULL_LABEL).all()):
             return None
         mask = order.masks[index].to("cpu", torch.uint8)
@@ -237,47 +325,9 @@ class LatentVolumePipeline(DiffusionPipeline):
             rows[axis][3] = -float(mm) * (voxels - 1) / 2
         return [*rows, [0.0, 0.0, 0.0, 1.0]]
 
-    def _grid(self) -> tuple[int, ...]:
-        return tuple(size // self.autoencoder.config.downsampling for size in self.geometry["box"])
-
-    def _order(
-        self,
-        conditions: Mapping[str, Value] | Sequence[Mapping[str, Value]],
-        masks: Tensor | None,
-        seeds: Sequence[int] | None,
-        count: int | None,
-    ) -> _Order:
-        """The call with its numbers brought together."""
-        rows = [conditions] if isinstance(conditions, Mapping) else list(conditions) or [{}]
-        shared = isinstance(conditions, Mapping) or not conditions
-        if masks is not None:
-            masks = self._checked_masks(masks)
-        numbers = {"count": count, "seeds": None if seeds is None else len(seeds)}
-        numbers["conditions"] = None if shared else len(rows)
-        numbers["masks"] = None if masks is None or len(masks) == 1 else len(masks)
-        given = {name: number for name, number in numbers.items() if number is not None}
-        if len(set(given.values())) > 1:
-            told = ", ".join(f"{name} {number}" for name, number in given.items())
-            raise ConfigError([f"expected as many conditions, masks and seeds as volumes, found {told}"])
-        total = next(iter(given.values()), 1)
-        if total < 1:
-            raise ConfigError([f"count: expected at least 1 volume, found {total}"])
-        rows = rows * total if shared else rows
-        if masks is not None and len(masks) == 1:
-            masks = masks.expand(total, *masks.shape[1:])
-        drawn = [secrets.randbits(53) for _ in range(total)] if seeds is None else [int(seed) for seed in seeds]
-        return _Order(rows, drawn, masks, encode(self.condition_declaration, rows, masks))
-
-    def _checked_masks(self, masks: Tensor) -> Tensor:
-        if mask_name(self.condition_declaration) is None:
-            raise ConfigError(["masks: expected none, because this model is not conditioned on masks; leave them out"])
-        expected = (1, *self.geometry["box"])
-        if masks.ndim != 5 or tuple(masks.shape[1:]) != expected or masks.is_floating_point() or len(masks) == 0:
-            raise DataError(
-                f"expected integer masks [N, {', '.join(map(str, expected))}], found {masks.dtype} {list(masks.shape)}; "
-                "prepare them on the model's grid"
-            )
-        return masks.as_subclass(Tensor)
+    def _latent_shape(self) -> tuple[int, ...]:
+        grid = (size // self.autoencoder.config.downsampling for size in self.geometry["box"])
+        return (int(self.denoiser.config.latent_channels), *grid)
 
     def _check_parts(self) -> None:
         autoencoder, denoiser = self.autoencoder.config, self.denoiser.config
@@ -295,7 +345,3 @@ class LatentVolumePipeline(DiffusionPipeline):
             )
         IntensityRule.from_json(self.intensity)
         Objective(self.objective)
-
-
-def _per_call(advance: Advance, volumes: int) -> Advance:
-    return lambda calls: advance(calls * volumes)

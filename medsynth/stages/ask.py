@@ -11,6 +11,7 @@ from medsynth.config.explain import nearest
 from medsynth.config.generate import Generate, Sampling, ScanFormat
 from medsynth.config.grid import named_grid
 from medsynth.config.load import validated
+from medsynth.diffusion.batch_size import BatchSize
 from medsynth.diffusion.geometry import grids_of
 from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import CohortError, ConfigError, UsageError, says_storage_failed
@@ -55,12 +56,14 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
     declaration = pipeline.condition_declaration
     name = model_identity(folder)
     form: ScanFormat = question.format or "nifti"
+    batch_size: BatchSize = "auto"
     if question.again is not None:
         requests, sampling = _rows_again(question, declaration, name)
     else:
         settings = _settings(question, declaration, provenance)
         _check_grid(pipeline.geometry, settings.grid)
         sampling, form = settings.sampling, question.format or settings.format
+        batch_size = settings.batch_size
         masks = given_masks(question.masks, declaration)
         if not masks and any(entry["kind"] == "mask" for entry in declaration.values()):
             say("no masks given: the scans are generated without their mask condition; --masks FOLDER gives them one")
@@ -83,7 +86,9 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
     check_masks(pipeline, requests)
     pipeline = pipeline.to(pick_device(question.device))
     partial = _open(question, [(r.case, dict(r.conditions), r.seed) for r in requests], name)
-    write_dataset(pipeline, requests, sampling, partial, model=name, batch_size=8, progress=progress, form=form)
+    write_dataset(
+        pipeline, requests, sampling, partial, model=name, batch_size=batch_size, progress=progress, form=form
+    )
     partial.rename(question.out)
     (question.out / INTENT).unlink()
     return {**plan, "manifest": str(question.out / "manifest.csv")}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from medsynth import __version__
 from medsynth.cohort.manifest import Case, Manifest
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
 from medsynth.config.generate import Sampling, ScanFormat
+from medsynth.diffusion.batch_size import BatchSize
+from medsynth.diffusion.guidance import Guidance
 from medsynth.diffusion.pipeline import LatentVolumePipeline
 from medsynth.errors import DataError
 from medsynth.imaging.intensity import IntensityRule
@@ -22,6 +26,7 @@ from medsynth.imaging.synthetic.header import DESCRIPTION, Origin
 from medsynth.imaging.synthetic.segmentation import read_segmentation
 from medsynth.imaging.synthetic.study import check_writable
 from medsynth.progress import Progress
+from medsynth.stages.background import Background, Watching
 from medsynth.stages.files import digest, read_json, write_json, write_text
 from medsynth.stages.request import Request
 from medsynth.stages.synthetic_case import DICOM_FOLDER, dicom_study, write_case
@@ -40,26 +45,31 @@ def write_dataset(
     folder: Path,
     *,
     model: str,
-    batch_size: int,
+    batch_size: BatchSize,
     progress: Progress,
     declared: Mapping[str, Condition] | None = None,
     form: ScanFormat = "nifti",
 ) -> Manifest:
     """Generate what is not there yet and describe the whole.
 
-    Every finished scan leaves a row in `rows/`, so that a run that was killed goes on with the next one. Raises
-    DataError, before anything is generated, where DICOM is asked for and has no object for the model's scans.
+    Files are written while the next scans are computed. Every scan leaves a row in `rows/` once its files are whole, so
+    that a run that was killed goes on with the scans that have none. Raises DataError, before anything is generated,
+    where DICOM is asked for and has no object for the model's scans.
     """
     if form != "nifti":
         check_writable(pipeline.geometry["modality"])
     for name in ("rows",) if form == "dicom" else ("images", "masks", "rows"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     todo = [request for request in requests if not (folder / "rows" / f"{request.case}.json").exists()]
-    with progress.task("generating scans", len(requests)) as advance:
+    write = partial(_write, folder=folder, sampling=sampling, model=model, form=form, pipeline=pipeline)
+    with Background() as background, progress.task("generating scans", len(requests)) as advance:
         advance(len(requests) - len(todo))
-        for batch in _batches(todo, batch_size):
-            _generate_batch(pipeline, batch, sampling, folder, model, batch_size, form)
-            advance(len(batch))
+        finished = generate_all(
+            pipeline, todo, sampling, batch_size, in_all=len(requests), progress=Watching(background)
+        )
+        for request, scan, mask in finished:
+            background.do(partial(write, request, scan, mask))
+            advance(1)
     cases = tuple(_case(read_json(folder / "rows" / f"{request.case}.json")) for request in requests)
     manifest = Manifest(folder, cases, declared or declared_conditions(pipeline.condition_declaration))
     manifest.write(folder / "manifest.csv")
@@ -72,47 +82,56 @@ def write_dataset(
     return manifest
 
 
-def _batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
-    """Runs of requests that either all have a mask or all have none."""
-    batch: list[Request] = []
-    for request in requests:
-        if batch and (len(batch) == size or (batch[0].mask is None) != (request.mask is None)):
-            yield batch
-            batch = []
-        batch.append(request)
-    if batch:
-        yield batch
-
-
-def _generate_batch(
+def generate_all(
     pipeline: LatentVolumePipeline,
-    batch: list[Request],
+    requests: Sequence[Request],
     sampling: Sampling,
+    batch_size: BatchSize,
+    *,
+    in_all: int,
+    progress: Progress,
+) -> Iterator[tuple[Request, Scan, Scan | None]]:
+    """Each request with its scan and mask, as they get finished.
+
+    Masks are read for one batch at a time. `in_all`: the number of scans that the size of the batches is chosen for, the
+    same before and after an interruption.
+    """
+    guidance = Guidance(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
+    for has_mask, group in itertools.groupby(requests, lambda request: request.mask is not None):
+        left = list(group)
+        while left:
+            size = pipeline.batch_size_for(batch_size, in_all, guidance=guidance, masked=has_mask)
+            batch, left = left[:size], left[size:]
+            masks = [mask for request in batch if (mask := _load_mask(pipeline, request)) is not None]
+            volumes = pipeline.stream(
+                [{name: request.conditions.get(name) for name in pipeline.condition_declaration} for request in batch],
+                masks=torch.stack([torch.as_tensor(np.asarray(mask)) for mask in masks]) if masks else None,
+                seeds=[request.seed for request in batch],
+                batch_size=size,
+                progress=progress,
+                **sampling.model_dump(),
+            )
+            for request, volume in zip(batch, volumes, strict=True):
+                yield request, volume.scan, volume.mask
+
+
+def _write(
+    request: Request,
+    scan: Scan,
+    mask: Scan | None,
+    *,
     folder: Path,
+    sampling: Sampling,
     model: str,
-    batch_size: int,
     form: ScanFormat,
+    pipeline: LatentVolumePipeline,
 ) -> None:
-    masks = [_load_mask(pipeline, request) for request in batch]
-    steered = [{name: request.conditions.get(name) for name in pipeline.condition_declaration} for request in batch]
-    out = pipeline(
-        steered,
-        masks=None if masks[0] is None else torch.stack([torch.as_tensor(np.asarray(mask)) for mask in masks]),
-        seeds=[request.seed for request in batch],
-        sampler=sampling.sampler,
-        evaluations=sampling.evaluations,
-        guidance=sampling.guidance,
-        guidance_interval=sampling.guidance_interval,
-        guidance_rescale=sampling.guidance_rescale,
-        batch_size=batch_size,
-    )
+    """A scan's files, and its row once they are whole."""
     limits = IntensityRule.from_json(pipeline.intensity).model_limits()
-    for request, scan, mask in zip(batch, out.scans, masks, strict=True):
-        origin = Origin(request.case, model, request.seed, _sampling_text(sampling), request.conditions)
-        files = write_case(
-            folder, scan, mask, origin, form=form, labels=mask_labels(pipeline.condition_declaration), limits=limits
-        )
-        _write_row(request, scan, files, sampling, folder, model, limits)
+    origin = Origin(request.case, model, request.seed, _sampling_text(sampling), request.conditions)
+    labels = mask_labels(pipeline.condition_declaration)
+    files = write_case(folder, scan, mask, origin, form=form, labels=labels, limits=limits)
+    _write_row(request, scan, files, sampling, folder, model, limits)
 
 
 def mask_labels(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

@@ -53,5 +53,9 @@ def run(context: Context, folder: Path) -> StageResult:
 
 
 STAGE = Stage(
-    name="generate", needs=("prepare", "denoiser"), settings=lambda pipeline: plain(pipeline.generate), run=run
+    name="generate",
+    needs=("prepare", "denoiser"),
+    # The scans are the same whatever the size of the batches, so that it may be changed after an interruption.
+    settings=lambda pipeline: {key: value for key, value in plain(pipeline.generate).items() if key != "batch_size"},
+    run=run,
 )

@@ -126,6 +126,19 @@ def test_training_goes_on_from_its_checkpoint(finished: Path, tiny_file: Path, t
     assert again.code == 0, "a third step was made"
 
 
+def test_generation_repeats_no_scan(finished: Path, tiny_file: Path, tmp_path: Path, child: Children) -> None:
+    """Killed in the fourth scan's image, while later ones are computed: three have rows, so five of eight are left."""
+    workspace = without(finished, tmp_path / "tiny", "generate")
+    strike = Strike("medsynth.imaging.nifti:_stream", 7, after=True)
+    assert child("generate", tiny_file, "--workspace", workspace, strike=strike).code == -signal.SIGKILL
+    rows = sorted(path.stem for path in (workspace / ".synthetic.partial" / "rows").iterdir())
+    assert rows == ["S00000", "S00001", "S00002"]
+    sixth = Strike("medsynth.diffusion.pipeline:LatentVolumePipeline._draw", 6)
+    again = child("generate", tiny_file, "--workspace", workspace, "-q", strike=sixth)
+    assert again.code == 0, "a sixth scan was drawn"
+    assert result(workspace, "generate") == result(finished, "generate")
+
+
 @pytest.mark.slow
 def test_killed_while_the_phantoms_are_drawn(finished: Path, fresh: Path, tiny_file: Path, child: Children) -> None:
     shutil.copytree(finished / "secrets", fresh / "secrets")

@@ -1,0 +1,64 @@
+"""Work that goes on beside the caller's: files are written while the next volumes are computed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+
+from medsynth.progress import Advance
+
+WAITING = 2
+"""Pieces of work, and so volumes in memory, that wait for the one in hand."""
+
+
+class Background:
+    """One thread that does what it is given, in that order.
+
+    with Background() as background:
+        background.do(work)      # waits where `WAITING` pieces are waiting already
+
+    What a piece raises is raised again by the next `do` or `check`, or at the end of the block. Leaving the block waits
+    for everything; leaving it by an error waits for the piece in hand alone, so that it is whole, and drops the others.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="medsynth-background")
+        self._given: deque[Future[None]] = deque()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Hand over a piece of work."""
+        while len(self._given) > WAITING:
+            self._given.popleft().result()
+        self.check()
+        self._given.append(self._pool.submit(work))
+
+    def check(self) -> None:
+        """Raise what a piece that is over raised."""
+        while self._given and self._given[0].done():
+            self._given.popleft().result()
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            while kind is None and self._given:
+                self._given.popleft().result()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Watching:
+    """A listener to long work that shows nothing, but looks after the background at every step."""
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        yield lambda done: self._background.check()
