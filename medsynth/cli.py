@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from medsynth import __version__
-from medsynth.commands import deidentify, export, index, pacs, records
+from medsynth.commands import deidentify, export, index, pacs, records, samplers
 from medsynth.commands.options import (
     DeviceOption,
     DryRunOption,
@@ -160,7 +160,7 @@ def generate(
     show_result(summary, json_, quiet and not dry_run)
 
 
-for _part in (index, deidentify, export, records, pacs):
+for _part in (index, deidentify, export, samplers, records, pacs):
     _part.add_to(app)
 
 

@@ -126,9 +126,6 @@ def generate_from_model(
 
     if out is None:
         raise UsageError("generate: expected --out FOLDER with --model, found none; name a new folder for the dataset")
-    database = None if workspace is None else workspace.resolve() / "mlflow.db"
-    if database is not None and tracking_uri is None and not database.is_file():
-        raise UsageError(f"{workspace}: expected a workspace with a registry, found none; check --workspace")
     question = Question(
         model=model,
         out=out,
@@ -138,10 +135,54 @@ def generate_from_model(
         masks=masks,
         again=again,
         cases=tuple(cases),
-        tracking_uri=tracking_uri or (f"sqlite:///{database}" if database else None),
+        tracking_uri=_registry(workspace, tracking_uri),
         overrides=tuple(overrides),
         seed=seed,
         device=device,
         format=form,
     )
     return answer(question, dry_run=dry_run, progress=screen.progress(), say=screen.say)
+
+
+def compare_samplers(
+    *,
+    model: str,
+    real: Path,
+    out: Path,
+    samplers: tuple[str, ...] | None,
+    evaluations: tuple[int, ...] | None,
+    count: int | None,
+    tracking_uri: str | None,
+    workspace: Path | None,
+    seed: int | None,
+    device: str,
+    dry_run: bool,
+    screen: Screen,
+) -> dict[str, Any]:
+    """Network evaluations against quality for a model's samplers, into a new folder."""
+    from medsynth.diffusion.samplers import SAMPLERS
+    from medsynth.stages.samplers import EVALUATIONS, Comparison
+    from medsynth.stages.samplers import compare_samplers as compare
+
+    asked = Comparison(
+        model=model,
+        real=real,
+        out=out,
+        samplers=samplers or SAMPLERS,
+        evaluations=evaluations or EVALUATIONS,
+        count=count,
+        tracking_uri=_registry(workspace, tracking_uri),
+        seed=seed or 0,
+        device=device,
+    )
+    return compare(asked, dry_run=dry_run, progress=screen.progress())
+
+
+def _registry(workspace: Path | None, tracking_uri: str | None) -> str | None:
+    """Where a `models:/` name is looked up. Raises UsageError for a workspace without a registry."""
+    if tracking_uri is not None or workspace is None:
+        return tracking_uri
+    database = workspace.resolve() / "mlflow.db"
+    if not database.is_file():
+        raise UsageError(f"{workspace}: expected a workspace with a registry, found none; check --workspace")
+    return f"sqlite:///{database}"

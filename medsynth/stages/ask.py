@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ from medsynth.config.load import validated
 from medsynth.diffusion.batch_size import BatchSize
 from medsynth.diffusion.geometry import grids_of
 from medsynth.diffusion.model_folder import load_model
-from medsynth.errors import CohortError, ConfigError, UsageError, says_storage_failed
+from medsynth.errors import CohortError, ConfigError, UsageError
 from medsynth.imaging.synthetic.study import check_writable
 from medsynth.models.conditions import encode, steering_values
 from medsynth.progress import Progress
 from medsynth.stages.dataset import check_masks, model_identity, write_dataset
-from medsynth.stages.files import INTENT, digest, discard_half_written, read_json, write_json
+from medsynth.stages.files import digest, read_json
 from medsynth.stages.given_masks import given_masks, manifest_rows, row_conditions
 from medsynth.stages.request import Request, draw_requests
 from medsynth.stages.training import pick_device
+from medsynth.stages.unfinished import begin, finish
 from medsynth.tracking.registry import resolve
 
 DEFAULT_COUNT = 16
@@ -50,7 +51,7 @@ class Question:
 
 def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
     """Generate into a new folder. Raises UsageError, ConfigError, DataError, ModelFolderError or CohortError."""
-    folder = _model_folder(question)
+    folder = model_folder(question.model, question.tracking_uri)
     pipeline = load_model(folder)
     provenance = read_json(folder / "provenance.json")
     declaration = pipeline.condition_declaration
@@ -85,12 +86,11 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         return plan
     check_masks(pipeline, requests)
     pipeline = pipeline.to(pick_device(question.device))
-    partial = _open(question, [(r.case, dict(r.conditions), r.seed) for r in requests], name)
+    partial = begin(question.out, _mark(question, requests, name))
     write_dataset(
         pipeline, requests, sampling, partial, model=name, batch_size=batch_size, progress=progress, form=form
     )
-    partial.rename(question.out)
-    (question.out / INTENT).unlink()
+    finish(partial, question.out)
     return {**plan, "manifest": str(question.out / "manifest.csv")}
 
 
@@ -103,44 +103,21 @@ def _check_grid(geometry: Mapping[str, Any], wanted: str | None) -> None:
             raise ConfigError([f"--grid: {error}"]) from None
 
 
-def _model_folder(question: Question) -> Path:
-    """The folder that the user named, or the one behind a name in the registry."""
-    if not question.model.startswith("models:/"):
-        return Path(question.model)
-    if question.tracking_uri is None:
+def model_folder(model: str, tracking_uri: str | None) -> Path:
+    """The folder that the user named, or the one behind a name in the registry. Raises UsageError."""
+    if not model.startswith("models:/"):
+        return Path(model)
+    if tracking_uri is None:
         raise UsageError(
-            f"{question.model}: expected the registry that holds it, found none; give --workspace FOLDER of the experiment "
+            f"{model}: expected the registry that holds it, found none; give --workspace FOLDER of the experiment "
             "or --tracking-uri URI"
         )
-    return resolve(question.model, question.tracking_uri)
+    return resolve(model, tracking_uri)
 
 
-def _open(question: Question, rows: Any, name: str) -> Path:
-    """The folder to work in beside `out`; what an interrupted call with the same request left is used."""
-    if question.out.exists():
-        raise UsageError(
-            f"{question.out}: expected a new folder, found one that exists; choose another, nothing is overwritten"
-        )
-    partial = question.out.with_name(f".{question.out.name}.partial")
-    mark = digest([name, rows, [question.model, str(question.masks), list(question.overrides), question.format]])
-    intent = partial / INTENT
-    found = read_json(intent)["digest"] if intent.exists() else None
-    begun = partial.is_dir() and any(not entry.name.startswith(".") for entry in partial.iterdir())
-    if begun and found != mark:
-        raise UsageError(
-            f"{partial}: expected no unfinished work for another request, found some; delete it or choose another --out"
-        )
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if says_storage_failed(error):
-            raise
-        raise UsageError(
-            f"{question.out}: expected a folder that can be made, found: {error.strerror}; choose another with --out"
-        ) from None
-    write_json(intent, {"digest": mark})
-    discard_half_written(partial)
-    return partial
+def _mark(question: Question, requests: Sequence[Request], name: str) -> str:
+    rows = [(request.case, dict(request.conditions), request.seed) for request in requests]
+    return digest([name, rows, [question.model, str(question.masks), list(question.overrides), question.format]])
 
 
 def _settings(

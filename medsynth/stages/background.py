@@ -20,20 +20,28 @@ class Background:
     with Background() as background:
         background.do(work)      # waits where `WAITING` pieces are waiting already
 
-    What a piece raises is raised again by the next `do` or `check`, or at the end of the block. Leaving the block waits
-    for everything; leaving it by an error waits for the piece in hand alone, so that it is whole, and drops the others.
+    What a piece raises is raised again by the next `do` or `check`, or at the end of the block; nothing is begun after it.
+    Leaving the block waits for everything; leaving it by an error waits for the piece in hand alone, so that it is whole,
+    and drops the others.
     """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="medsynth-background")
         self._given: deque[Future[None]] = deque()
+        self._broken = False
 
     def do(self, work: Callable[[], None]) -> None:
         """Hand over a piece of work."""
         while len(self._given) > WAITING:
             self._given.popleft().result()
         self.check()
-        self._given.append(self._pool.submit(work))
+        self._given.append(self._pool.submit(self._turn, work))
+
+    def _turn(self, work: Callable[[], None]) -> None:
+        if not self._broken:
+            self._broken = True
+            work()
+            self._broken = False
 
     def check(self) -> None:
         """Raise what a piece that is over raised."""

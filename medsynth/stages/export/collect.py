@@ -64,7 +64,7 @@ def read_dataset(folder: Path) -> Dataset:
         raise UsageError(
             f"{folder}: expected a dataset with {FILE_NAME}, found none; name a synthetic or prepared folder"
         )
-    manifest = Manifest.read(place, _columns(place))
+    manifest = Manifest.read(place, condition_columns(place))
     entries = tuple(Entry(case, manifest.image_path(case), manifest.mask_path(case)) for case in manifest.cases)
     if any(not is_nifti(entry.image) for entry in entries):
         raise DataError(
@@ -102,8 +102,8 @@ def labels_of(datasets: Sequence[Dataset]) -> dict[str, int]:
     return dict(sorted(named.items(), key=lambda pair: pair[1]))
 
 
-def _columns(place: Path) -> dict[str, Condition]:
-    """The manifest's condition columns, with kinds and limits taken from their cells."""
+def condition_columns(place: Path) -> dict[str, Condition]:
+    """The manifest's condition columns, with kinds and limits taken from their cells. Raises CohortError."""
     with place.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     columns = list(rows[0]) if rows else []

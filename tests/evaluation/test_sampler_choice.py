@@ -1,0 +1,86 @@
+"""The table of samplers on planted features: who is told apart from whom, and who is recommended."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medsynth.evaluation.distances import KernelDistance
+from medsynth.evaluation.features import Frame
+from medsynth.evaluation.sampler_choice import Cell, RealFeatures, tabulate
+from medsynth.evaluation.statistics import Resampling
+
+RESAMPLING = Resampling(400, 0.95)
+SPACES = ("one", "two")
+REQUESTS = 60
+
+
+def real(count: int, seed: int) -> RealFeatures:
+    generator = np.random.default_rng(seed)
+    features = {space: generator.normal(size=(count, 6)) for space in SPACES}
+    return RealFeatures(features, [f"p{number // 2}" for number in range(count)])
+
+
+TRAINING, HELD_OUT = real(120, 1), real(80, 2)
+
+
+def cell(evaluations: int, calls: int, error: float, *, seed: int = 3, spaces: tuple[str, ...] = SPACES) -> Cell:
+    """The same draws for all choices, moved by an error of the sampler in the spaces named."""
+    generator = np.random.default_rng(seed)
+    features = {space: generator.normal(size=(REQUESTS, 6)) + error * (space in spaces) for space in SPACES}
+    return Cell("euler", evaluations, calls, 0.5, features)
+
+
+def names(cells: list[Cell], **options: int) -> tuple[int, list[list[str]]]:
+    table = tabulate(cells, TRAINING, HELD_OUT, RESAMPLING, options.get("seed", 5))
+    return table.recommended.evaluations, [choice.worse_in for choice in table.choices]
+
+
+def test_the_cheapest_that_cannot_be_told_from_the_best_is_recommended() -> None:
+    chosen, worse = names([cell(4, 4, 1.5), cell(8, 8, 0.6), cell(15, 15, 0.01), cell(30, 30, 0.0)])
+    assert chosen == 15
+    assert worse == [["one", "two"], ["one", "two"], [], []]
+
+
+def test_a_choice_that_is_worse_in_one_space_is_not_recommended() -> None:
+    chosen, worse = names([cell(8, 8, 1.0, spaces=("two",)), cell(30, 30, 0.0)])
+    assert worse[0] == ["two"]
+    assert chosen == 30
+
+
+def test_where_the_spaces_disagree_the_fewest_decide_and_then_the_calls() -> None:
+    cells = [cell(4, 4, 2.0), cell(8, 8, 1.0, spaces=("one",)), cell(15, 15, 1.0, spaces=("two",))]
+    assert names(cells) == (8, [["one", "two"], ["one"], ["two"]])
+
+
+def test_calls_count_and_not_what_was_allowed() -> None:
+    assert names([cell(31, 30, 0.0), cell(30, 31, 0.0)])[0] == 31
+
+
+def test_pairing_tells_apart_what_intervals_of_each_do_not() -> None:
+    """A small error: the intervals of both overlap widely, that of the difference leaves zero out."""
+    table = tabulate([cell(8, 8, 0.18), cell(30, 30, 0.0)], TRAINING, HELD_OUT, RESAMPLING, 5)
+    worse, best = (choice.spaces["one"] for choice in table.choices)
+    assert worse.kid.low < best.kid.high
+    assert worse.distinguishable
+    assert not best.distinguishable
+    unpaired = tabulate([cell(8, 8, 0.18), cell(30, 30, 0.0, seed=4)], TRAINING, HELD_OUT, RESAMPLING, 5)
+    widths = [t.choices[0].spaces["one"].above_best for t in (table, unpaired)]
+    assert widths[0].high - widths[0].low < 0.8 * (widths[1].high - widths[1].low)
+
+
+def test_the_figures_are_those_of_the_kernel_distance() -> None:
+    table = tabulate([cell(8, 8, 0.3), cell(30, 30, 0.0)], TRAINING, HELD_OUT, RESAMPLING, 5)
+    frame = Frame.fit(TRAINING.features["one"])
+    held_out = frame.standardise(HELD_OUT.features["one"])
+    judged = frame.standardise(cell(8, 8, 0.3).features["one"])
+    assert table.choices[0].spaces["one"].kid.value == KernelDistance.of(judged, held_out).value()[0]
+    assert table.real["one"].low < 0 < table.real["one"].high, "real scans of one distribution"
+    differences = [choice.spaces["one"].above_best.value for choice in table.choices]
+    kids = [choice.spaces["one"].kid.value for choice in table.choices]
+    np.testing.assert_allclose(differences, np.array(kids) - min(kids))
+
+
+def test_equal_choices_are_rarely_told_apart() -> None:
+    """Ten pairs of the same distribution with draws of their own: nineteen in twenty are to pass."""
+    told = [names([cell(8, 8, 0.0, seed=s), cell(30, 30, 0.0, seed=s + 100)], seed=s)[1] for s in range(10, 20)]
+    assert sum(bool(worse) for pair in told for worse in pair) <= 3
