@@ -18,6 +18,7 @@ import torch
 from medsynth.cohort.manifest import Manifest
 from medsynth.config.explain import nearest
 from medsynth.config.generate import Sampling
+from medsynth.config.load import validated
 from medsynth.diffusion.model_folder import load_model
 from medsynth.diffusion.pipeline import LatentVolumePipeline
 from medsynth.diffusion.samplers import SAMPLERS, evaluations_used
@@ -67,7 +68,7 @@ def compare_samplers(asked: Comparison, *, dry_run: bool, progress: Progress) ->
     """
     folder = model_folder(asked.model, asked.tracking_uri)
     pipeline = load_model(folder)
-    stated = Sampling.model_validate(read_json(folder / "provenance.json")["sampling"])
+    stated = validated(Sampling, read_json(folder / "provenance.json")["sampling"], (), strip="sampling")
     choices = _choices(asked, stated)
     cohort = _cohort(asked.real, pipeline)
     held_out = cohort.split("validation")
