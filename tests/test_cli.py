@@ -53,7 +53,7 @@ def tree(folder: Path) -> list[str]:
 # --- help and mistakes -------------------------------------------------------------------------------------------------
 
 VERBS = ["run", "demo", "prepare", "autoencoder", "encode", "denoiser", "generate", "evaluate", "register"]
-OTHERS = ["index", "deidentify", "init", "doctor"]
+OTHERS = ["index", "deidentify", "samplers", "init", "doctor"]
 
 
 def test_help_of_every_verb_imports_nothing_heavy() -> None:

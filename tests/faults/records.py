@@ -28,6 +28,7 @@ HEADER = "patient,image,modality,diagnosis\n"
 def faults() -> Iterator[Fault]:
     """All of them."""
     yield from _table_of_cases()
+    yield from _samplers()
     yield from _way_back()
     yield from _forgetting()
     yield from _pacs()
@@ -112,6 +113,27 @@ def _none_prepared(root: Path) -> str:
 
 def _pipeline(root: Path) -> None:
     (root / "pipeline.yaml").write_text(PIPELINE)
+
+
+def _samplers() -> Iterator[Fault]:
+    command, nothing = "medsynth samplers --model model --real work --out table", absent("table")
+    yield Fault("Samplers of no model", command, lambda root: None, 3, "model", nothing)
+    yield Fault(
+        "Samplers at no whole number of evaluations",
+        f"{command} --evaluations 8,many",
+        lambda root: None,
+        2,
+        "expected whole numbers joined by commas",
+        nothing,
+    )
+    yield Fault(
+        "Samplers of a registry that is not named",
+        "medsynth samplers --model models:/lungs@champion --real work --out table",
+        lambda root: None,
+        2,
+        "expected the registry that holds it, found none",
+        nothing,
+    )
 
 
 def _way_back() -> Iterator[Fault]:
