@@ -31,8 +31,9 @@ def draw_sampler_plot(table: SamplerTable, caption: str) -> bytes:
         for number, sampler in enumerate(samplers):
             _draw_line(axes, table, space, sampler, number, len(samplers))
         chosen = table.recommended
+        place = chosen.calls * _beside(samplers.index(chosen.sampler), len(samplers))
         axes.plot(
-            [chosen.calls], [chosen.spaces[space].kid.value], "o", markersize=15, fillstyle="none", color="black",
+            [place], [chosen.spaces[space].kid.value], "o", markersize=15, fillstyle="none", color="black",
             label="recommended",
         )  # fmt: skip
         ticks = sorted({choice.evaluations for choice in table.choices})
@@ -55,7 +56,7 @@ def draw_sampler_plot(table: SamplerTable, caption: str) -> bytes:
 def _draw_line(axes: Any, table: SamplerTable, space: str, sampler: str, number: int, count: int) -> None:
     rows = sorted((one for one in table.choices if one.sampler == sampler), key=lambda one: one.calls)
     kids = [row.spaces[space].kid for row in rows]
-    beside = 1 + 0.03 * (number - (count - 1) / 2)  # so that bars of equal calls do not cover each other
+    beside = _beside(number, count)
     axes.errorbar(
         [row.calls * beside for row in rows],
         [kid.value for kid in kids],
@@ -69,6 +70,11 @@ def _draw_line(axes: Any, table: SamplerTable, space: str, sampler: str, number:
         capsize=2,
         label=sampler,
     )
+
+
+def _beside(number: int, count: int) -> float:
+    """How far a sampler's marks are moved, so that bars of equal calls do not cover each other."""
+    return 1 + 0.03 * (number - (count - 1) / 2)
 
 
 def _linear_up_to(table: SamplerTable, space: str) -> float:
