@@ -21,14 +21,13 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from medsynth.config.training import TILE_VOXELS
-from medsynth.diffusion.angle import from_flow_time
+from medsynth.diffusion.angle import Denoise, from_flow_time
 from medsynth.diffusion.batch_size import MOST_BY_TRIAL, BatchSize, BatchSizes, unless_out_of_memory
 from medsynth.diffusion.guidance import Guidance, Scales, guided
 from medsynth.diffusion.model_folder import PARTS, read_json, save_model, verify_model
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.order import Order, take_order
 from medsynth.diffusion.samplers import evaluations_used, sample
-from medsynth.diffusion.scheduler_door import Denoise
 from medsynth.errors import ConfigError, ModelFolderError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.imaging.scan import Scan, make_scan
