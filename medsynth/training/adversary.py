@@ -30,8 +30,9 @@ class Adversary(nn.Module):
     """Real against reconstructed patches, by hinge losses (Lim 2017, eqs. 11 and 12).
 
     The pull on the network is scaled to `weight` times the gradient that the reconstruction loss has at the same
-    voxels. That is the adaptive weight of Esser 2021, eq. 7, taken at the reconstruction instead of at the last layer's
-    weights, whose gradient is linear in it: no layer needs to be named, and a discriminator that wins cannot pull harder.
+    voxels, times how far the discriminator is from undecided: one that cannot tell has nothing to teach. That is the
+    adaptive weight of Esser 2021, eq. 7, taken at the reconstruction instead of at the last layer's weights, whose
+    gradient is linear in it: no layer needs to be named, and a discriminator that wins cannot pull harder.
     """
 
     def __init__(self, weight: float, generator: torch.Generator) -> None:
@@ -46,12 +47,16 @@ class Adversary(nn.Module):
         logits, real = self.discriminator(made), self.discriminator(volumes)
         (toward_real,) = torch.autograd.grad(-logits.mean(), made, retain_graph=True)
         (toward_same,) = torch.autograd.grad(distance, reconstruction, retain_graph=True)
-        norms = torch.stack([toward_same.square().sum(), toward_real.square().sum()])
-        same, passing = summed_over_processes(norms)
-        direction = self.weight * torch.sqrt(same / passing.clamp_min(TINY)) * toward_real
+        opponent = (F.relu(1 - real).mean() + F.relu(1 + logits).mean()) / 2
+        figures = torch.stack(
+            [toward_same.square().sum(), toward_real.square().sum(), opponent, torch.ones_like(opponent)]
+        )
+        same, passing, losses, processes = summed_over_processes(figures)
+        decided = (1 - losses / processes).clamp(0, 1)
+        direction = self.weight * decided * torch.sqrt(same / passing.clamp_min(TINY)) * toward_real
         return Contest(
             pull=_with_gradient(reconstruction, direction),
-            opponent=(F.relu(1 - real).mean() + F.relu(1 + logits).mean()) / 2,
+            opponent=opponent,
             adversarial=-logits.mean().detach(),
         )
 
