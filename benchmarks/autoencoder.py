@@ -101,7 +101,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table and write it as JSON."""
+    """Measure, print the table and write it as JSON, after each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 128], help="voxels per axis")
     parser.add_argument("--peer-up-to", type=int, default=512, help="largest side that MAISI's network is given")
@@ -113,7 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="JSON file; benchmarks/results/ unless given")
     options = parser.parse_args(arguments)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    record = {**setting(options.device, options.threads, options.dtype), "rows": rows}
     for side in sorted(options.sides):
         for name in (OURS, PEER):
             if name == PEER and side > options.peer_up_to:
@@ -122,9 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
             shared = (options.width, options.blocks, tiled, options.device, options.dtype, options.threads)
             rows.append(costs(prepare, (name, side, *shared), options.device, most=3))
             print(table(rows).splitlines()[-1], flush=True)
+            write(f"autoencoder-{options.device}-{options.dtype}", record, options.out)
     print(table(rows))
-    record = {**setting(options.device, options.threads, options.dtype), "rows": rows}
-    write(f"autoencoder-{options.device}-{options.dtype}", record, options.out)
 
 
 if __name__ == "__main__":

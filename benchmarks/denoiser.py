@@ -132,7 +132,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table and write it as JSON."""
+    """Measure, print the table and write it as JSON, after each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=[16, 32, 64], help="latent voxels per axis")
     parser.add_argument(
@@ -148,6 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=None, help="JSON file; benchmarks/results/ unless given")
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
+    record = {**setting(options.device, options.threads, options.dtype), "rows": rows}
     for side in sorted(options.sides):
         for name in options.networks:
             if name == EVERY_LEVEL and side > options.every_level_up_to:
@@ -156,9 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
             seen = name != EVERY_LEVEL or side <= options.every_level_memory_up_to
             rows.append(costs(prepare, case, options.device, peaks=["step"] if seen else ()))
             print(table([row for row in rows if row["side"] == side]).splitlines()[-1], flush=True)
+            write(f"denoiser-{options.device}-{options.dtype}", record, options.out)
     print(table(rows))
-    record = {**setting(options.device, options.threads, options.dtype), "rows": rows}
-    write(f"denoiser-{options.device}-{options.dtype}", record, options.out)
 
 
 if __name__ == "__main__":

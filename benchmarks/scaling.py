@@ -233,22 +233,26 @@ def main(arguments: list[str] | None = None) -> None:
     shape = {"widths": widths, "blocks": options.blocks, "evaluations": options.evaluations}
     record: dict[str, Any] = {**setting(options.device, options.threads, options.dtype), **shape}
     rest = (widths, options.blocks, options.evaluations, options.device, options.dtype, options.threads)
+    name = f"scaling-{options.device}-{options.dtype}"
     if "volumes" in options.parts:
-        rows = [costs(prepare_volume, (side, *rest), options.device, most=3) for side in sorted(options.sides)]
-        record["volumes"], record["exponents"] = rows, exponents(rows, options.fit_from)
+        rows = record["volumes"] = []
+        for side in sorted(options.sides):
+            rows.append(costs(prepare_volume, (side, *rest), options.device, most=3))
+            record["exponents"] = exponents(rows, options.fit_from)
+            write(name, record, options.out)
         print(volume_table(rows, record["exponents"]))
     if "conditions" in options.parts:
         record["conditions"] = costs(prepare_conditions, (options.condition_side, *rest), options.device, most=3)
         base = record["conditions"]["one_seconds"]
-        for name in ("one", "two", "guided_by_one", "guided_by_each_of_two"):
-            seconds = record["conditions"][f"{name}_seconds"]
-            print(f"{name:<24}{seconds:>9.3f} s{over(seconds, base):>7}")
+        for case in ("one", "two", "guided_by_one", "guided_by_each_of_two"):
+            seconds = record["conditions"][f"{case}_seconds"]
+            print(f"{case:<24}{seconds:>9.3f} s{over(seconds, base):>7}")
     if "processes" in options.parts:
         record["processes"] = [throughput(layout, options.steps, widths, options.blocks) for layout in LAYOUTS]
         for row in record["processes"]:
             rates = f"{row['samples_per_second']:>9.2f} per second{row['samples_per_cpu_second']:>9.2f} per CPU second"
             print(f"{row['layout']:<28}{rates}")
-    write(f"scaling-{options.device}-{options.dtype}", record, options.out)
+    write(name, record, options.out)
 
 
 if __name__ == "__main__":
