@@ -73,7 +73,7 @@ class InterruptedRun(MedsynthError):
 
 
 class DivergenceError(InterruptedRun):
-    """Training produced a loss that is not finite or that exploded; the last good checkpoint is kept."""
+    """Training produced a loss that is not finite or that exploded; the checkpoint before that is kept."""
 
 
 class WorkspaceBusyError(InterruptedRun):

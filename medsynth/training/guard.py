@@ -53,6 +53,11 @@ class Guard:
             found = f"expected a running loss near its best of {self.best:.4g}, found {running:.4g}"
             raise self._error(step, f"{found} for {PATIENCE} steps on end")
 
+    @property
+    def alarmed(self) -> bool:
+        """Whether the running loss is out of hand now: what the network holds is not worth keeping."""
+        return self.out_of_hand > 0
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON types."""
         return {
@@ -74,6 +79,6 @@ class Guard:
     def _error(self, step: int, found: str) -> DivergenceError:
         return DivergenceError(
             f"training diverged at step {step} of {self.total}: {found}\n"
-            f"lower training.learning_rate (now {self.learning_rate:g}) or raise training.warmup_steps; "
-            "the last checkpoint before it is kept"
+            f"lower training.learning_rate (now {self.learning_rate:g}) or raise training.warmup_steps and run again: with other "
+            "settings this stage starts anew, what the stages before it made is kept"
         )

@@ -176,9 +176,10 @@ class _Run:
             asked, self.seconds = self._agree(stop.name is not None)
             self.share = share_done(self.settings, self.step, self.seconds)
         due = self.seconds - self._saved_at >= 60 * self.settings.checkpoint_minutes
-        saving = self.finished or asked or due
-        if pausing or saving or self.accelerator.device.type == "cpu":
+        if pausing or due or asked or self.finished or self.accelerator.device.type == "cpu":
             self.window.settle(self.guard)
+        # While the loss is out of hand the checkpoint before it stays: going on from a worse one would lose it.
+        saving = self.finished or asked or (due and not self.guard.alarmed)
         record = self._report(rate, validating or self.finished, batches) if reporting or self.finished else None
         if saving:
             self._save()

@@ -175,6 +175,16 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
     assert all(bool(w.isfinite().all()) for w in weights(healthy).values())
 
 
+def test_what_came_after_a_loss_got_out_of_hand_takes_no_checkpoints_place(tmp_path):
+    ticks = iter(range(10_000))
+    task = ToyTask(8)
+    task.exploding_from = 50
+    with pytest.raises(DivergenceError, match="running loss"):
+        list(run(task, settings(steps=400, checkpoint_minutes=0.1), tmp_path, clock=lambda: float(next(ticks))))
+    (kept,) = tmp_path.iterdir()
+    assert 40 <= int(kept.name.removeprefix("step-")) <= 55
+
+
 def test_a_time_budget_ends_the_run_with_a_rate_near_zero(tmp_path):
     now = [0.0]
 

@@ -29,6 +29,7 @@ class ToyTask(Task):
         self.order = Order(CASES, batch_size, seed)
         self.seed = seed
         self.poisoned_batch: int | None = None
+        self.exploding_from: int | None = None
         self.validations: list[float] = []
 
     def draw(self, number: int, rows: slice) -> Batch:
@@ -37,6 +38,8 @@ class ToyTask(Task):
         inputs = (self.inputs[cases] + 0.1 * jitter)[rows]
         if number == self.poisoned_batch:
             inputs = inputs / 0
+        if self.exploding_from is not None and number >= self.exploding_from:
+            inputs = inputs * 100
         return {"inputs": inputs}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
