@@ -1,0 +1,87 @@
+"""The two tasks of the comparison: prepared scans, their split, and what every generator is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medsynth.cohort.manifest import Manifest
+from medsynth.cohort.volumes import VolumeSet, load_volumes
+from medsynth.config.cohort import CategoryCondition
+from medsynth.config.load import load_pipeline
+from medsynth.config.pipeline import Pipeline
+from medsynth.console import Screen
+from medsynth.imaging.intensity import IntensityRule
+from medsynth.models.conditions import Declaration, declare, mask_name, steering_values
+from medsynth.seeding import derive, numpy_generator
+from medsynth.stages.files import read_json
+from medsynth.verbs import run_pipeline
+
+PIPELINES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "hippocampus": ("hippocampus", ()),
+    "nodules": ("lidc_nodules", ("conditions.diameter_mm.steer=false", "conditions.nodule.steer=false")),
+}
+"""The shipped pipeline of each task, and what is set differently: hippocampi by their mask, nodules by their class alone."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """One task: its settings, and the volumes of its splits, the same for every method and seed."""
+
+    pipeline: Pipeline
+    declaration: Declaration
+    splits: Mapping[str, VolumeSet]
+    label: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: one training case's conditions a scan, each scan with a seed of its own."""
+
+    cases: tuple[int, ...]
+    """Rows of the training split."""
+    rows: tuple[Mapping[str, Any], ...]
+    """The conditions that steer."""
+    masks: Tensor | None
+    """[N, 1, X, Y, Z] uint8, where the mask steers."""
+    seeds: tuple[int, ...]
+
+    def part(self, start: int, end: int) -> Request:
+        """Some of the scans."""
+        masks = None if self.masks is None else self.masks[start:end]
+        return Request(self.cases[start:end], self.rows[start:end], masks, self.seeds[start:end])
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+
+def load_data(task: str, folder: Path) -> Data:
+    """Prepare the task's scans in `folder`, or take what an earlier call left there."""
+    name, changes = PIPELINES[task]
+    pipeline = load_pipeline(name, list(changes))
+    run_pipeline(pipeline, folder, "prepare", force=False, screen=Screen(quiet=True))
+    manifest = Manifest.read(folder / "prepare" / "manifest.csv", pipeline.conditions)
+    rule = IntensityRule.from_json(read_json(folder / "prepare" / "intensity.json"))
+    splits = {split: load_volumes(manifest.split(split), rule) for split in ("train", "validation", "test")}
+    label = pipeline.category(pipeline.evaluate.benefit.label) or ""
+    condition = pipeline.conditions[label]
+    classes = condition.values if isinstance(condition, CategoryCondition) else ()
+    return Data(pipeline, declare(pipeline.conditions), splits, label, classes)
+
+
+def draw_request(data: Data, count: int, seed: int) -> Request:
+    """`count` training cases in random order, none twice before all came once: labels as the training split has them."""
+    train = data.splits["train"]
+    shuffled = numpy_generator(seed, "peers", "request").permutation(len(train))
+    cases = tuple(int(shuffled[i % len(train)]) for i in range(count))
+    rows = tuple(steering_values(data.declaration, train.cases[case].conditions) for case in cases)
+    masks = None
+    if mask_name(data.declaration) is not None and train.masks is not None:
+        masks = torch.stack([train.masks[case] for case in cases])
+    return Request(cases, rows, masks, tuple(derive(seed, "peers", "scan", number) for number in range(count)))
