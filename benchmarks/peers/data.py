@@ -52,11 +52,6 @@ class Request:
     """[N, 1, X, Y, Z] uint8, where the mask steers."""
     seeds: tuple[int, ...]
 
-    def part(self, start: int, end: int) -> Request:
-        """Some of the scans."""
-        masks = None if self.masks is None else self.masks[start:end]
-        return Request(self.cases[start:end], self.rows[start:end], masks, self.seeds[start:end])
-
     def __len__(self) -> int:
         return len(self.cases)
 
