@@ -9,15 +9,14 @@ from torch import Tensor
 
 from benchmarks.peers.data import Request
 from benchmarks.peers.method import Run, Trained, train_within
-from medsynth.config.base import plain
-from medsynth.diffusion.guidance import guided
+from medsynth.diffusion.guidance import Guidance, guided
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.samplers import sample
 from medsynth.models.conditions import encode
-from medsynth.models.unet import LatentUNet
 from medsynth.progress import Silent
-from medsynth.seeding import derive, torch_generator
+from medsynth.seeding import torch_generator
 from medsynth.stages.autoencoder import new_autoencoder
+from medsynth.stages.denoiser import new_network
 from medsynth.training.autoencoder import AutoencoderTask
 from medsynth.training.denoiser import DenoiserTask
 from medsynth.training.latents import LatentStatistics, encode_latents
@@ -28,9 +27,10 @@ AUTOENCODER_SHARE = 0.25
 
 def medsynth(run: Run) -> Trained:
     """Train both networks within the budget."""
-    pipeline, splits, device = run.data.pipeline, run.data.splits, torch.device("cpu")
+    splits, device = run.data.splits, torch.device("cpu")
+    pipeline = run.data.pipeline.model_copy(update={"seed": run.seed})
     settings = pipeline.autoencoder
-    autoencoder = new_autoencoder(run.seed, **plain(settings.network))
+    autoencoder = new_autoencoder(pipeline)
     task = AutoencoderTask(autoencoder, splits["train"].volumes, splits["validation"].volumes, settings, run.seed)
     identity = {"method": "medsynth", "seed": run.seed, "minutes": run.minutes}
     share = run.minutes * AUTOENCODER_SHARE
@@ -43,23 +43,14 @@ def medsynth(run: Run) -> Trained:
     }
     statistics = LatentStatistics.of(stores["train"])
     autoencoder.set_latent_statistics(statistics.shift, statistics.scale)
-    network_settings = plain(pipeline.denoiser.network)
-    network_settings.pop("kind")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(run.seed, "denoiser", "weights"))
-        network = LatentUNet(
-            latent_channels=settings.network.latent_channels,
-            downsampling=settings.network.downsampling,
-            conditions=run.data.declaration,
-            **network_settings,
-        )
+    shape = stores["train"].latents.shape[1:]
+    network = new_network(pipeline, run.data.declaration, shape[0])
     denoiser = Denoiser(network, Objective.from_settings(pipeline.denoiser.objective))
     denoising = DenoiserTask(denoiser, stores["train"], stores["validation"], statistics, pipeline.denoiser, run.seed)
     rest = run.minutes - share
     facts["denoiser"] = train_within(denoising, pipeline.denoiser.training, rest, run.folder / "denoiser", identity)
     sampling = pipeline.generate.sampling
     facts |= {"sampler": sampling.sampler, "evaluations": sampling.evaluations}
-    shape = stores["train"].latents.shape[1:]
 
     @torch.no_grad()
     def generate(request: Request) -> Tensor:
@@ -69,7 +60,7 @@ def medsynth(run: Run) -> Trained:
             given = {name: value[i : i + 1] for name, value in conditions.items()}
             start = torch.randn(shape, generator=torch_generator(seed, "noise"))[None]
             z = sample(
-                guided(denoiser, given, sampling.guidance),
+                guided(denoiser, given, Guidance(sampling.guidance)),
                 start,
                 sampling.sampler,
                 sampling.evaluations,

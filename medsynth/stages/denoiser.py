@@ -59,7 +59,7 @@ def run(context: Context, folder: Path) -> StageResult:
     latents = context.workspace.stage("encode")
     train, validation = open_stores(latents / "train"), open_stores(latents / "validation")
     declaration = declare(pipeline.conditions, trained_grids(context))
-    network = _new_network(pipeline, declaration, int(train[0].latents.shape[1]))
+    network = new_network(pipeline, declaration, int(train[0].latents.shape[1]))
     denoiser = Denoiser(network, Objective.from_settings(settings.objective))
     statistics = LatentStatistics.read(latents / "statistics.json")
     records = train_denoiser(
@@ -96,7 +96,8 @@ def _eyes(autoencoder: VolumeAutoencoder, statistics: LatentStatistics, tile_vox
 NETWORKS: Mapping[str, type[DenoisingNetwork]] = {"unet": LatentUNet, "transformer": LatentTransformer}
 
 
-def _new_network(pipeline: Pipeline, declaration: Declaration, latent_channels: int) -> DenoisingNetwork:
+def new_network(pipeline: Pipeline, declaration: Declaration, latent_channels: int) -> DenoisingNetwork:
+    """A freshly initialised network; global random state is left as it was."""
     settings = plain(pipeline.denoiser.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(pipeline.seed, "denoiser", "weights"))
