@@ -54,6 +54,11 @@ def grid_of(geometry: Mapping[str, Any], conditions: Mapping[str, Any]) -> Grid:
         raise ConfigError([f"condition {GRID}: {error}"]) from None
 
 
+def naming(geometry: Mapping[str, Any], grid: Grid) -> dict[str, str]:
+    """The condition by which a volume is asked for on `grid`: none where the model has only that one."""
+    return {GRID: str(grid)} if len(grids_of(geometry)) > 1 else {}
+
+
 def centred_affine(grid: Grid) -> NDArray[np.float64]:
     """Index to RAS millimetres, the centre of the box at the origin of the world."""
     spacing = np.asarray(grid.spacing_mm)

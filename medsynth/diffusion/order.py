@@ -5,16 +5,21 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from medsynth.config.grid import Grid
+from medsynth.diffusion.geometry import grid_of
 from medsynth.errors import ConfigError, DataError
 from medsynth.models.conditions import Declaration, Value, encode, mask_name
 
 
 @dataclass(frozen=True)
 class Order:
-    """Everything a call asks for, checked."""
+    """Everything a call asks for, checked; all on one grid."""
+
+    grid: Grid
 
     rows: list[Mapping[str, Value]]
     seeds: list[int]
@@ -24,7 +29,7 @@ class Order:
 
 def take_order(
     declaration: Declaration,
-    box: Sequence[int],
+    geometry: Mapping[str, Any],
     conditions: Mapping[str, Value] | Sequence[Mapping[str, Value]],
     masks: Tensor | None,
     seeds: Sequence[int] | None,
@@ -33,12 +38,13 @@ def take_order(
     """What `LatentVolumePipeline.stream` was given; seeds are drawn where there are none.
 
     Raises ConfigError for a condition or value that the model does not know or numbers that do not agree, DataError for
-    masks of another shape than `box`.
+    masks of another shape than the box.
     """
     rows = [conditions] if isinstance(conditions, Mapping) else list(conditions) or [{}]
     shared = isinstance(conditions, Mapping) or not conditions
+    grid = _one_grid(geometry, rows)
     if masks is not None:
-        masks = _checked_masks(declaration, box, masks)
+        masks = _checked_masks(declaration, grid.box, masks)
     numbers = {"count": count, "seeds": None if seeds is None else len(seeds)}
     numbers["conditions"] = None if shared else len(rows)
     numbers["masks"] = None if masks is None or len(masks) == 1 else len(masks)
@@ -53,7 +59,14 @@ def take_order(
     if masks is not None and len(masks) == 1:
         masks = masks.expand(total, *masks.shape[1:])
     drawn = [secrets.randbits(53) for _ in range(total)] if seeds is None else [int(seed) for seed in seeds]
-    return Order(rows, drawn, masks, encode(declaration, rows, masks))
+    return Order(grid, rows, drawn, masks, encode(declaration, rows, masks))
+
+
+def _one_grid(geometry: Mapping[str, Any], rows: Sequence[Mapping[str, Value]]) -> Grid:
+    grids = sorted({grid_of(geometry, row) for row in rows}, key=str)
+    if len(grids) > 1:
+        raise ConfigError([f"expected volumes of one grid, found {' and '.join(map(str, grids))}; call once for each"])
+    return grids[0]
 
 
 def _checked_masks(declaration: Declaration, box: Sequence[int], masks: Tensor) -> Tensor:

@@ -20,9 +20,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
+from medsynth.config.grid import Grid
 from medsynth.config.training import TILE_VOXELS
 from medsynth.diffusion.angle import Denoise, from_flow_time
 from medsynth.diffusion.batch_size import MOST_BY_TRIAL, BatchSize, BatchSizes, unless_out_of_memory
+from medsynth.diffusion.geometry import centred_affine, grids_of, naming
 from medsynth.diffusion.guidance import Guidance, Scales, guided
 from medsynth.diffusion.model_folder import PARTS, read_json, save_model, verify_model
 from medsynth.diffusion.objective import Denoiser, Objective
@@ -32,7 +34,7 @@ from medsynth.errors import ConfigError, ModelFolderError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.imaging.scan import Scan, make_scan
 from medsynth.imaging.words import HU
-from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, mask_name
+from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, mask_name, withholdable
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
@@ -81,9 +83,9 @@ class LatentVolumePipeline(DiffusionPipeline):
     """A diffusers pipeline of an autoencoder and a latent denoiser, and what is needed to use them.
 
     `objective`, `conditions`, `intensity` and `geometry` are JSON objects: `Objective.to_json`, a declaration
-    (`models.conditions`), `IntensityRule.to_json`, and {"spacing_mm", "box", "modality", "unit", "orientation": "RAS"}.
-    `tile_voxels`: most voxels that are decoded at once, of one volume; it bounds the memory that decoding takes.
-    Raises ModelFolderError where the parts do not belong together.
+    (`models.conditions`), `IntensityRule.to_json`, and what `diffusion.geometry` says. `tile_voxels`: most voxels that are
+    decoded at once, of one volume; it bounds the memory that decoding takes. Raises ModelFolderError where the parts do
+    not belong together.
     """
 
     def __init__(
@@ -176,7 +178,8 @@ class LatentVolumePipeline(DiffusionPipeline):
         """Generate volumes one after another: latents in batches, each decoded when it is asked for.
 
         `conditions`: one mapping for all volumes, or one each; a declared condition that is left out or None is not
-        steered. `masks`: integer [N, 1, X, Y, Z] of the model's box (N = 1 serves all; 255 everywhere: no mask). `seeds`:
+        steered; only `grid`, which a model of several grids has, must be given, and be the same for all. `masks`: integer
+        [N, 1, X, Y, Z] of the grid's box (N = 1 serves all; 255 everywhere: no mask). `seeds`:
         one per volume, drawn afresh unless given, and returned. `count`: number of volumes; that of the conditions,
         seeds or masks unless given. `guidance`, `guidance_interval`, `guidance_rescale`: see `diffusion.guidance.Guidance`.
         `batch_size`: as for `batch_size_for`.
@@ -190,14 +193,15 @@ class LatentVolumePipeline(DiffusionPipeline):
         Raises ConfigError for a condition, value, sampler or scale that the model does not know or numbers that do not
         agree, DataError for masks of another shape than the box, UsageError where memory suffices for no volume.
         """
-        order = take_order(self.condition_declaration, self.geometry["box"], conditions, masks, seeds, count)
+        order = take_order(self.condition_declaration, self.geometry, conditions, masks, seeds, count)
         steering = Guidance(guidance, guidance_interval, guidance_rescale)
-        size = self.batch_size_for(batch_size, len(order.rows), guidance=steering, masked=masks is not None)
+        masked = masks is not None
+        size = self.batch_size_for(batch_size, len(order.rows), grid=order.grid, guidance=steering, masked=masked)
         used = evaluations_used(sampler, evaluations)
         return self._volumes(order, _Way(sampler, evaluations, used, steering), size, progress or Silent())
 
-    def batch_size_for(self, wanted: BatchSize, volumes: int, *, guidance: Guidance, masked: bool) -> int:
-        """How many of `volumes` are computed at once.
+    def batch_size_for(self, wanted: BatchSize, volumes: int, *, grid: Grid, guidance: Guidance, masked: bool) -> int:
+        """How many of `volumes` on `grid` are computed at once.
 
         One on everything but a CUDA device. There `wanted`, less where memory ran out before; `auto` finds the largest
         that one network call gets through, remembers it for calls like this one, and makes the batches even. Raises
@@ -205,39 +209,39 @@ class LatentVolumePipeline(DiffusionPipeline):
         """
         if wanted != "auto" and wanted < 1:
             raise ConfigError([f"batch_size: expected at least 1, found {wanted}"])
-        guidance.check(self.condition_declaration)
+        guidance.check(withholdable(self.condition_declaration))
         if not self._fills_a_device():
             return 1
-        kind = self._kind(guidance, masked)
+        kind = self._kind(grid, guidance, masked)
         if wanted != "auto":
             return self._sizes.limited(kind, wanted)
         most = min(volumes, MOST_BY_TRIAL)
         if most == 1:
             return 1
-        fits = self._sizes.find(kind, most, lambda size: self._try(size, guidance, masked))
+        fits = self._sizes.find(kind, most, lambda size: self._try(size, grid, guidance, masked))
         return math.ceil(volumes / math.ceil(volumes / fits))
 
     def _fills_a_device(self) -> bool:
         """Whether volumes are computed in batches."""
         return self.denoiser.device.type == "cuda"
 
-    def _kind(self, guidance: Guidance, masked: bool) -> Hashable:
+    def _kind(self, grid: Grid, guidance: Guidance, masked: bool) -> Hashable:
         """What the memory of a network call depends on besides the number of volumes."""
         scales = frozenset(guidance.scales.items()) if isinstance(guidance.scales, Mapping) else guidance.scales
-        return self.denoiser.device, self.denoiser.dtype, tuple(self.geometry["box"]), scales, masked
+        return self.denoiser.device, self.denoiser.dtype, grid.box, scales, masked
 
     @torch.no_grad()
-    def _try(self, size: int, guidance: Guidance, masked: bool) -> None:
+    def _try(self, size: int, grid: Grid, guidance: Guidance, masked: bool) -> None:
         """One network call for `size` volumes, whatever comes of it."""
-        box = torch.zeros(1, 1, 1, 1, 1, dtype=torch.uint8).expand(size, 1, *self.geometry["box"]) if masked else None
-        given = encode(self.condition_declaration, [{}] * size, box)
-        noise = torch.zeros(size, *self._latent_shape(), device=self.denoiser.device)
+        box = torch.zeros(1, 1, 1, 1, 1, dtype=torch.uint8).expand(size, 1, *grid.box) if masked else None
+        given = encode(self.condition_declaration, [naming(self.geometry, grid)] * size, box)
+        noise = torch.zeros(size, *self._latent_shape(grid), device=self.denoiser.device)
         time = torch.full((size,), sum(guidance.interval) / 2, device=noise.device)  # where guidance acts
         self._denoise(given, guidance)(noise, from_flow_time(time))
 
     @torch.no_grad()
     def _volumes(self, order: Order, way: _Way, size: int, progress: Progress) -> Iterator[Volume]:
-        kind, total, start = self._kind(way.guidance, order.masks is not None), len(order.rows), 0
+        kind, total, start = self._kind(order.grid, way.guidance, order.masks is not None), len(order.rows), 0
         with progress.task("generating", total * way.used) as advance:
             while start < total:
                 chosen = [min(start + i, total - 1) for i in range(size)]
@@ -253,12 +257,12 @@ class LatentVolumePipeline(DiffusionPipeline):
                     size = self._sizes.halve(kind, size)
                     continue
                 for index, latent in enumerate(drawn[:kept].cpu(), start=start):
-                    yield Volume(self._scan(latent), self._mask(order, index), order.seeds[index], latent)
+                    yield Volume(self._scan(latent, order.grid), self._mask(order, index), order.seeds[index], latent)
                 start += kept
 
     def _draw(self, order: Order, chosen: list[int], way: _Way, tick: Callable[[], None]) -> Tensor:
         """Latents [len(chosen), C, x, y, z] float32 on the device."""
-        device, shape = self.denoiser.device, self._latent_shape()
+        device, shape = self.denoiser.device, self._latent_shape(order.grid)
         seeds = [order.seeds[i] for i in chosen]
         noise = torch.stack([torch.randn(shape, generator=torch_generator(seed, "volume", "noise")) for seed in seeds])
         given = {name: values[chosen] for name, values in order.encoded.items()}
@@ -286,7 +290,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         given = {name: values.to(self.denoiser.device) for name, values in given.items()}
         return guided(Denoiser(self.denoiser, Objective(self.objective)), given, guidance.only(given))
 
-    def _scan(self, latent: Tensor) -> Scan:
+    def _scan(self, latent: Tensor, grid: Grid) -> Scan:
         """One latent [C, x, y, z] as a scan in the original unit, the box's centre at the origin of the world."""
         latent = latent[None].to(self.autoencoder.device, self.autoencoder.dtype)
         voxels = self._decode(latent)[0].float().cpu()
@@ -294,7 +298,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         unit = self.geometry["unit"]
         if unit == HU:
             voxels = voxels.round().to(torch.int16)
-        return make_scan(voxels, self._affine(), modality=self.geometry["modality"], unit=unit)
+        return make_scan(voxels, centred_affine(grid), modality=self.geometry["modality"], unit=unit)
 
     def _decode(self, latent: Tensor) -> Tensor:
         """Voxels [1, 1, X, Y, Z], in tiles that memory suffices for; all tiles give the same up to rounding.
@@ -314,19 +318,11 @@ class LatentVolumePipeline(DiffusionPipeline):
         if order.masks is None or bool((order.masks[index] == NULL_LABEL).all()):
             return None
         mask = order.masks[index].to("cpu", torch.uint8)
-        return make_scan(mask, self._affine(), modality=self.geometry["modality"], unit="label")
+        return make_scan(mask, centred_affine(order.grid), modality=self.geometry["modality"], unit="label")
 
-    def _affine(self) -> list[list[float]]:
-        spacing, box = self.geometry["spacing_mm"], self.geometry["box"]
-        rows = [[0.0] * 4 for _ in range(3)]
-        for axis, (mm, voxels) in enumerate(zip(spacing, box, strict=True)):
-            rows[axis][axis] = float(mm)
-            rows[axis][3] = -float(mm) * (voxels - 1) / 2
-        return [*rows, [0.0, 0.0, 0.0, 1.0]]
-
-    def _latent_shape(self) -> tuple[int, ...]:
-        grid = (size // self.autoencoder.config.downsampling for size in self.geometry["box"])
-        return (int(self.denoiser.config.latent_channels), *grid)
+    def _latent_shape(self, grid: Grid) -> tuple[int, ...]:
+        sizes = (size // self.autoencoder.config.downsampling for size in grid.box)
+        return (int(self.denoiser.config.latent_channels), *sizes)
 
     def _check_parts(self) -> None:
         autoencoder, denoiser = self.autoencoder.config, self.denoiser.config
@@ -338,9 +334,8 @@ class LatentVolumePipeline(DiffusionPipeline):
         for what, (ours, theirs) in pairs.items():
             if ours != theirs:
                 raise ModelFolderError(f"the model's parts disagree about its {what}; copy the whole folder again")
-        if any(size % autoencoder.downsampling for size in self.geometry["box"]):
-            raise ModelFolderError(
-                f"the model's box {self.geometry['box']} is no multiple of {autoencoder.downsampling}"
-            )
+        for grid in grids_of(self.geometry):
+            if any(size % autoencoder.downsampling for size in grid.box):
+                raise ModelFolderError(f"the model's box {list(grid.box)} is no multiple of {autoencoder.downsampling}")
         IntensityRule.from_json(self.intensity)
         Objective(self.objective)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from medsynth.cohort.manifest import Case, Manifest
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
 from medsynth.config.generate import Sampling, ScanFormat
 from medsynth.diffusion.batch_size import BatchSize
+from medsynth.diffusion.geometry import centred_affine, grid_of, grids_of
 from medsynth.diffusion.guidance import Guidance
 from medsynth.diffusion.pipeline import LatentVolumePipeline
 from medsynth.errors import DataError
@@ -64,9 +66,7 @@ def write_dataset(
     write = partial(_write, folder=folder, sampling=sampling, model=model, form=form, pipeline=pipeline)
     with Background() as background, progress.task("generating scans", len(requests)) as advance:
         advance(len(requests) - len(todo))
-        finished = generate_all(
-            pipeline, todo, sampling, batch_size, in_all=len(requests), progress=Watching(background)
-        )
+        finished = generate_all(pipeline, todo, sampling, batch_size, in_all=requests, progress=Watching(background))
         for request, scan, mask in finished:
             background.do(partial(write, request, scan, mask))
             advance(1)
@@ -88,19 +88,26 @@ def generate_all(
     sampling: Sampling,
     batch_size: BatchSize,
     *,
-    in_all: int,
+    in_all: Sequence[Request],
     progress: Progress,
 ) -> Iterator[tuple[Request, Scan, Scan | None]]:
-    """Each request with its scan and mask, as they get finished.
+    """Each request with its scan and mask, as they get finished, those of one grid after those of another.
 
-    Masks are read for one batch at a time. `in_all`: the number of scans that the size of the batches is chosen for, the
-    same before and after an interruption.
+    Masks are read for one batch at a time. `in_all`: the scans for which the size of the batches is chosen, the same
+    before and after an interruption.
     """
+
+    def alike(request: Request) -> tuple[str, bool]:
+        return str(grid_of(pipeline.geometry, request.conditions)), request.mask is not None
+
     guidance = Guidance(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
-    for has_mask, group in itertools.groupby(requests, lambda request: request.mask is not None):
+    counts = Counter(alike(request) for request in in_all)
+    ordered = sorted(requests, key=lambda request: alike(request)[0])
+    for kind, group in itertools.groupby(ordered, alike):
         left = list(group)
+        grid, has_mask = grid_of(pipeline.geometry, left[0].conditions), kind[1]
         while left:
-            size = pipeline.batch_size_for(batch_size, in_all, guidance=guidance, masked=has_mask)
+            size = pipeline.batch_size_for(batch_size, counts[kind], grid=grid, guidance=guidance, masked=has_mask)
             batch, left = left[:size], left[size:]
             masks = [mask for request in batch if (mask := _load_mask(pipeline, request)) is not None]
             volumes = pipeline.stream(
@@ -139,14 +146,6 @@ def mask_labels(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     return next((dict(entry["labels"]) for entry in declaration.values() if entry["kind"] == "mask"), {})
 
 
-def _affine(geometry: Mapping[str, Any]) -> np.ndarray:
-    """Index to RAS millimetres, with the centre of the box at the origin."""
-    spacing, box = np.asarray(geometry["spacing_mm"], float), np.asarray(geometry["box"])
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = -spacing * (box - 1) / 2
-    return affine
-
-
 def check_masks(pipeline: LatentVolumePipeline, requests: Sequence[Request]) -> None:
     """Raise DataError for a mask that cannot be used, before anything is written."""
     for request in {request.mask: request for request in requests}.values():
@@ -154,15 +153,16 @@ def check_masks(pipeline: LatentVolumePipeline, requests: Sequence[Request]) -> 
 
 
 def _load_mask(pipeline: LatentVolumePipeline, request: Request) -> Scan | None:
-    """A mask of the model's box; where it lies in the world does not matter, because a synthetic scan has its own.
+    """A mask of the box of its grid; where it lies in the world does not matter, because a synthetic scan has its own.
 
     Errors name the scan that was asked for, and not the file: it may be called after a patient.
     """
     if request.mask is None:
         return None
     geometry = pipeline.geometry
+    grid = grid_of(geometry, request.conditions)
     like = make_scan(
-        np.zeros(geometry["box"], np.float32), _affine(geometry), modality=geometry["modality"], unit=geometry["unit"]
+        np.zeros(grid.box, np.float32), centred_affine(grid), modality=geometry["modality"], unit=geometry["unit"]
     )
     try:
         if request.mask.suffix == ".dcm":
@@ -233,17 +233,25 @@ def _case(row: Mapping[str, Any]) -> Case:
 
 
 def declared_conditions(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, Condition]:
-    """A model's declaration as settings, for reading and writing manifests."""
+    """A model's declaration as settings, for reading and writing manifests, where the grid has columns of its own."""
     kinds: dict[str, type[CategoryCondition | NumberCondition | MaskCondition]] = {
         "category": CategoryCondition,
         "number": NumberCondition,
         "mask": MaskCondition,
     }
-    return {name: kinds[entry["kind"]].model_validate(_tuples(entry)) for name, entry in declaration.items()}
+    return {
+        name: kinds[entry["kind"]].model_validate(_tuples(entry))
+        for name, entry in declaration.items()
+        if entry["kind"] in kinds
+    }
 
 
 def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+
+
+def _sizes(geometry: Mapping[str, Any]) -> str:
+    return " or ".join(f"{list(grid.box)} voxels of {list(grid.spacing_mm)} mm" for grid in grids_of(geometry))
 
 
 def _describe(folder: Path, manifest: Manifest, pipeline: LatentVolumePipeline, sampling: Sampling, model: str) -> None:
@@ -285,8 +293,7 @@ def _describe(folder: Path, manifest: Manifest, pipeline: LatentVolumePipeline, 
         "They were generated by a model that was trained on scans of real patients, and may resemble them: see the privacy",
         "section of the model's report before passing them on. They are for research, not for diagnosis.",
         "",
-        f"- Modality {geometry['modality']}, intensities in {geometry['unit']}, {geometry['box']} voxels of "
-        f"{geometry['spacing_mm']} mm, RAS.",
+        f"- Modality {geometry['modality']}, intensities in {geometry['unit']}, {_sizes(geometry)}, RAS.",
         f"- {_sampling_text(sampling).capitalize()}.",
         "- `manifest.csv` holds one row per scan with the conditions that were asked for and the seed: the same model and row",
         "  give the same voxels again (`medsynth generate --again manifest.csv`).",

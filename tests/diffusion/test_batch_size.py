@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medsynth.diffusion.batch_size import MOST_BY_TRIAL, BatchSizes, unless_out_of_memory
+from medsynth.diffusion.geometry import grids_of
 from medsynth.diffusion.guidance import Guidance
 from medsynth.errors import ConfigError, UsageError
 
@@ -210,9 +211,10 @@ def test_volumes_come_one_after_another(pipeline):
 
 def test_the_largest_batch_of_a_trial_has_an_end_and_batches_are_even(pipeline, device):
     device.holds = 10**6
-    size = lambda count: pipeline.batch_size_for("auto", count, guidance=Guidance(), masked=False)  # noqa: E731
+    (grid,) = grids_of(pipeline.geometry)
+    size = lambda count: pipeline.batch_size_for("auto", count, grid=grid, guidance=Guidance(), masked=False)  # noqa: E731
     assert [size(1), size(12), size(MOST_BY_TRIAL + 1), size(1000)] == [1, 12, 33, 63]
     assert max(device.sizes) == MOST_BY_TRIAL
     device.sizes.clear()
-    assert pipeline.batch_size_for("auto", 4, guidance=Guidance(), masked=True) == 4
+    assert pipeline.batch_size_for("auto", 4, grid=grid, guidance=Guidance(), masked=True) == 4
     assert device.sizes == [1, 2, 4], "a mask takes memory, too"

@@ -112,7 +112,7 @@ def test_the_files_are_those_of_one_scan_after_another(finished: Path, tmp_path:
     (tmp_path / "plain" / "images").mkdir(parents=True)
     (tmp_path / "plain" / "masks").mkdir()
     for request, case in zip(requests, written.cases, strict=True):
-        ((_, scan, mask),) = generate_all(pipeline, [request], FAST, 1, in_all=1, progress=Silent())
+        ((_, scan, mask),) = generate_all(pipeline, [request], FAST, 1, in_all=[request], progress=Silent())
         assert (mask is None) == (request.mask is None)
         origin = dataset_module.Origin(request.case, "m", request.seed, "", {})
         files = write_case(tmp_path / "plain", scan, mask, origin, form="nifti", labels={}, limits=(0, 1))
