@@ -14,13 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsynth.cohort.grids import common_grid
 from medsynth.cohort.manifest import Manifest
-from medsynth.cohort.volumes import load_mask, load_volume
+from medsynth.cohort.volumes import load_mask, load_volume, onto
 from medsynth.config.generate import Sampling
+from medsynth.diffusion.geometry import grids_of
 from medsynth.diffusion.pipeline import LatentVolumePipeline
 from medsynth.evaluation.features import SPACES, extract
 from medsynth.evaluation.volumes import LabelledVolumes
 from medsynth.imaging.intensity import IntensityRule
+from medsynth.imaging.scan import spacing_mm
 from medsynth.progress import Advance, Silent
 from medsynth.stages.dataset import generate_all
 from medsynth.stages.files import write_bytes
@@ -32,7 +35,7 @@ SECONDS = "seconds per volume"
 Features = Mapping[str, NDArray[np.float64]]
 """By space, [N, D]."""
 Piece = tuple[Tensor, Tensor | None]
-"""A scan [1, X, Y, Z] in [-1, 1] and its mask, if there is one."""
+"""A scan [1, X, Y, Z] in [-1, 1] and its mask, if there is one, on the one grid on which all can be compared."""
 
 
 def make_cell(
@@ -45,17 +48,17 @@ def make_cell(
     lesions: bool,
 ) -> tuple[float, Features]:
     """Seconds per volume, of sampling and decoding alone, and the features of all requests' scans."""
-    rule = IntensityRule.from_json(pipeline.intensity)
+    rule, grid = IntensityRule.from_json(pipeline.intensity), common_grid(grids_of(pipeline.geometry))
     spent = 0.0
 
     def pieces() -> Iterator[Piece]:
         nonlocal spent
-        finished = generate_all(pipeline, requests, sampling, "auto", in_all=len(requests), progress=Silent())
+        finished = generate_all(pipeline, requests, sampling, "auto", in_all=requests, progress=Silent())
         start = time.perf_counter()
         for _, scan, mask in finished:
             spent += time.perf_counter() - start
-            voxels = rule.normalise(scan.as_tensor(), rule.model_limits())
-            yield voxels, None if mask is None else mask.as_tensor()
+            voxels = onto(rule.normalise(scan.as_tensor(), rule.model_limits()), spacing_mm(scan), grid)
+            yield voxels, None if mask is None else onto(mask.as_tensor(), spacing_mm(mask), grid)
             advance(1)
             start = time.perf_counter()
 
@@ -67,11 +70,12 @@ def real_features(
     part: Manifest, pipeline: LatentVolumePipeline, device: torch.device, advance: Advance, *, lesions: bool
 ) -> Features:
     """Features of a manifest's scans."""
-    rule = IntensityRule.from_json(pipeline.intensity)
+    rule, grid = IntensityRule.from_json(pipeline.intensity), common_grid(grids_of(pipeline.geometry))
 
     def pieces() -> Iterator[Piece]:
         for case in part.cases:
-            yield load_volume(part, case, rule), load_mask(part, case) if lesions else None
+            mask = onto(load_mask(part, case), case.spacing_mm, grid) if lesions else None
+            yield onto(load_volume(part, case, rule), case.spacing_mm, grid), mask
             advance(1)
 
     return _measure(pieces(), device, lesions=lesions)

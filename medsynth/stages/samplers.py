@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
-from medsynth.cohort.manifest import Manifest
+from medsynth.cohort.manifest import Case, Manifest
 from medsynth.config.explain import nearest
 from medsynth.config.generate import Sampling
+from medsynth.config.grid import Grid, find_grid
 from medsynth.config.load import validated
+from medsynth.diffusion.geometry import grids_of, naming
 from medsynth.diffusion.model_folder import load_model
 from medsynth.diffusion.pipeline import LatentVolumePipeline
 from medsynth.diffusion.samplers import SAMPLERS, evaluations_used
@@ -140,16 +142,17 @@ def _cohort(place: Path, pipeline: LatentVolumePipeline) -> Manifest:
     if any(case.origin != "real" for case in manifest.cases):
         raise CohortError("--real: expected a manifest of real scans, found synthetic ones; name a prepared cohort")
     cases = tuple(case for case in manifest.cases if case.split in ("train", "validation"))
-    box = tuple(pipeline.geometry["box"])
-    if any(case.shape != box for case in cases):
+    grids = grids_of(pipeline.geometry)
+    if any(find_grid(grids, case.shape, case.spacing_mm) is None for case in cases):
         raise CohortError(
-            f"--real: expected scans of {list(box)} voxels as the model's, found others; prepare them with its settings"
+            f"--real: expected scans on the model's grid ({', '.join(map(str, grids))}), found others; prepare them with "
+            "its settings"
         )
     return Manifest(manifest.folder, cases, manifest.declared)
 
 
 def _requests(held_out: Manifest, pipeline: LatentVolumePipeline, count: int, seed: int) -> list[Request]:
-    """Requests with the conditions and masks of held-out cases, each case as often as any other, give or take one."""
+    """Requests with the conditions, grids and masks of held-out cases, each case as often as any other, give or take one."""
     order = numpy_generator(seed, "samplers", "cases").permutation(len(held_out.cases))
     declaration = pipeline.condition_declaration
     steered = mask_name(declaration) is not None
@@ -159,12 +162,17 @@ def _requests(held_out: Manifest, pipeline: LatentVolumePipeline, count: int, se
         requests.append(
             Request(
                 case=f"S{number:05d}",
-                conditions=steering_values(declaration, case.conditions),
+                conditions={**steering_values(declaration, case.conditions), **_grid_of(case, pipeline)},
                 mask=held_out.mask_path(case) if steered else None,
                 seed=derive(seed, "samplers", number),
             )
         )
     return requests
+
+
+def _grid_of(case: Case, pipeline: LatentVolumePipeline) -> dict[str, str]:
+    """The condition that names a case's grid, where the model has several."""
+    return naming(pipeline.geometry, Grid(box=case.shape, spacing_mm=case.spacing_mm))
 
 
 def _cells(

@@ -197,7 +197,7 @@ def test_masks_decide_the_grid_and_must_lie_on_a_known_one(done: Path, tmp_path:
     assert list(map(grid_of, ask(done, tmp_path / "out", count=2, masks=folder))) == [THICK] * 2
     by_manifest = ask(done, tmp_path / "rows", count=4, masks=done / "prepare" / "manifest.csv", grid=THIN)
     assert list(map(grid_of, by_manifest)) == [THIN] * 4 and all(row["mask"] for row in by_manifest)
-    with pytest.raises(ConfigError, match="expected a mask of a case with .*grid=16x16x16@1x1x1, found none"):
+    with pytest.raises(ConfigError, match=r"expected a mask of a case with .*grid=16x16x16@1x1x1, found none"):
         ask(done, tmp_path / "clash", count=1, masks=folder, grid=THIN)
     nibabel.save(nibabel.Nifti1Image(np.ones((16, 16, 8), np.uint8), np.diag([1, 1, 2, 1])), folder / "Meier.nii")
     with pytest.raises(
