@@ -102,3 +102,9 @@ def test_public_names_load_lazily_and_exist() -> None:
     code = "import sys, medsynth\nassert 'torch' not in sys.modules\n[getattr(medsynth, name) for name in medsynth.__all__]"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_two_test_files_share_a_name():
+    """Folders of tests are no packages, so a second file of a name is not collected together with the first."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == []

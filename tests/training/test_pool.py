@@ -26,8 +26,9 @@ def new_pool(folder, declaration=DECLARATION):
 def test_gives_normalised_latents_and_the_conditions_of_their_cases(tmp_path):
     pool, cases = new_pool(tmp_path), torch.tensor([7, 0, 7])
     latents, conditions = pool.take(cases)
-    store = pool.store
-    assert torch.equal(latents, pool.statistics.normalise(torch.from_numpy(np.array(store.latents)))[cases])
+    (grid,) = pool.grids
+    store = grid.store
+    assert torch.equal(latents, grid.statistics.normalise(torch.from_numpy(np.array(store.latents)))[cases])
     rows = [steering_values(DECLARATION, store.rows[case]) for case in cases.tolist()]
     expected = encode(DECLARATION, rows, torch.from_numpy(np.array(store.masks))[cases])
     assert conditions.keys() == expected.keys()
@@ -68,7 +69,7 @@ def test_every_mask_is_checked_once_at_the_door(tmp_path, monkeypatch):
 def test_without_a_declared_mask_none_is_read(tmp_path):
     pool = new_pool(tmp_path, {"kind_of": DECLARATION["kind_of"]})
     assert set(pool.take(torch.arange(2))[1]) == {"kind_of"}
-    assert pool.nbytes == pool.store.latents.nbytes
+    assert pool.nbytes == pool.grids[0].store.latents.nbytes
 
 
 @pytest.mark.parametrize(
