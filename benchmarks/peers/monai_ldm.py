@@ -74,8 +74,11 @@ def monai_ldm(run: Run) -> Trained:
     scale = float(latents["train"].std())
     latents = {name: values / scale for name, values in latents.items()}
     denoiser = DenoiserTask(networks[1], run.data, latents, run.seed)
+    coarsest = min(-(-size // GRID_FACTOR) for size in denoiser.latents["train"].shape[2:])
+    # The bf16 gradient of a convolution's weights comes out NaN on a grid of one voxel along an axis (torch 2.13, CPU).
+    training = DENOISER_TRAINING if coarsest > 1 else DENOISER_TRAINING.model_copy(update={"precision": "fp32"})
     rest = run.minutes - share
-    facts["denoiser"] = train_within(denoiser, DENOISER_TRAINING, rest, run.folder / "denoiser", identity)
+    facts["denoiser"] = train_within(denoiser, training, rest, run.folder / "denoiser", identity)
     facts |= {"sampler": SAMPLER, "evaluations": EVALUATIONS}
 
     @torch.no_grad()
