@@ -38,7 +38,7 @@ class IdealNoise(nn.Module):
 
 def peer() -> DenoiserTask:
     latents = {name: torch.zeros(2, *GRID) for name in ("train", "validation")}
-    task = DenoiserTask(nn.Identity(), Data(None, {}, _empty(), "", ()), latents, 0)  # type: ignore[arg-type]
+    task = DenoiserTask(nn.Identity(), Data(None, {}, _empty(), "", (), ""), latents, 0)  # type: ignore[arg-type]
     task.network = IdealNoise(task.angles)
     return task
 

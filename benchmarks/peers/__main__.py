@@ -53,6 +53,7 @@ def run_cell(options: argparse.Namespace) -> dict[str, Any]:
         "minutes": options.minutes,
         "seed": options.seed,
         "count": options.count,
+        "data": data.digest,
         **setting("cpu", options.threads, "bf16 where native in training, float32 in sampling"),
         **trained.facts,
         "seconds_per_scan": round(seconds, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ class Data:
     splits: Mapping[str, VolumeSet]
     label: str
     classes: tuple[str, ...]
+    digest: str
+    """Of the cases and their split: cells of one task can be compared where it is the same."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Request:
 def load_data(task: str, folder: Path) -> Data:
     """Prepare the task's scans in `folder`, or take what an earlier call left there."""
     name, changes = PIPELINES[task]
-    pipeline = load_pipeline(name, list(changes))
+    pipeline = load_pipeline(name, [*changes, f"prepare.key_file={_key(folder.parent)}"])
     run_pipeline(pipeline, folder, "prepare", force=False, screen=Screen(quiet=True))
     manifest = Manifest.read(folder / "prepare" / "manifest.csv", pipeline.conditions)
     rule = IntensityRule.from_json(read_json(folder / "prepare" / "intensity.json"))
@@ -67,7 +70,16 @@ def load_data(task: str, folder: Path) -> Data:
     label = pipeline.category(pipeline.evaluate.benefit.label) or ""
     condition = pipeline.conditions[label]
     classes = condition.values if isinstance(condition, CategoryCondition) else ()
-    return Data(pipeline, declare(pipeline.conditions), splits, label, classes)
+    return Data(pipeline, declare(pipeline.conditions), splits, label, classes, manifest.digest())
+
+
+def _key(folder: Path) -> Path:
+    """The key of the pseudonyms by which patients are split: no secret here, so that every machine splits alike."""
+    path = folder / "public.key"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(hashlib.sha256(b"the splits of the comparison").hexdigest() + "\n", encoding="ascii")
+    return path.resolve()
 
 
 def draw_request(data: Data, count: int, seed: int) -> Request:
