@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from benchmarks.peers.data import Data, Request
 from medsynth.config.training import Training
+from medsynth.diffusion.angle import Denoise
+from medsynth.diffusion.samplers import sample
+from medsynth.models.conditions import encode
+from medsynth.seeding import torch_generator
 from medsynth.training.loop import Task, train
 from medsynth.training.records import Record
 
@@ -51,6 +56,33 @@ class Method(Protocol):
     def __call__(self, run: Run) -> Trained: ...
 
 
+@torch.no_grad()
+def draw_scans(
+    data: Data,
+    request: Request,
+    shape: tuple[int, ...],
+    denoise: Callable[[Mapping[str, Tensor]], Denoise],
+    decode: Callable[[Tensor], Tensor],
+    *,
+    sampler: str,
+    evaluations: int,
+    shift: float = 1.0,
+) -> Tensor:
+    """Scans [N, 1, X, Y, Z] in [-1, 1], one at a time: all methods start from the same noise where their latents have one shape.
+
+    `denoise` makes a sampler's function for a scan's encoded conditions; `decode` takes a latent [1, *shape] to its scan.
+    """
+    conditions = encode(data.declaration, request.rows, request.masks)
+    found = []
+    for i, seed in enumerate(request.seeds):
+        given = {name: value[i : i + 1] for name, value in conditions.items()}
+        start = torch.randn(shape, generator=torch_generator(seed, "noise"))[None]
+        steps = [torch_generator(seed, "steps")]
+        z = sample(denoise(given), start, sampler, evaluations, steps, shift=shift)
+        found.append(decode(z).float().clamp(-1, 1))
+    return torch.cat(found)
+
+
 def train_within(
     task: Task, settings: Training, minutes: float, folder: Path, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -59,8 +91,6 @@ def train_within(
     The clock counts the process's own time on all its threads, so that other work on the machine takes nothing from
     the budget. `minutes` on two cores without losses are half as many of the wall.
     """
-    import torch
-
     endless = settings.model_copy(update={"steps": ENDLESS, "max_minutes": minutes})
     records = list(
         train(task, endless, folder=folder, identity=identity, device=torch.device("cpu"), clock=time.process_time)

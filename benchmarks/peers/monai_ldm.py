@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.peers.data import Data, Request
-from benchmarks.peers.method import Run, Trained, train_within
+from benchmarks.peers.method import Run, Trained, draw_scans, train_within
 from medsynth.config.training import Training
 from medsynth.diffusion.angle import from_alpha_bar, mix
-from medsynth.diffusion.samplers import sample
 from medsynth.models.conditions import encode, mask_name
 from medsynth.seeding import derive, torch_generator
 from medsynth.training.batches import Batch, Order, noise
@@ -81,22 +80,16 @@ def monai_ldm(run: Run) -> Trained:
     facts["denoiser"] = train_within(denoiser, training, rest, run.folder / "denoiser", identity)
     facts |= {"sampler": SAMPLER, "evaluations": EVALUATIONS}
 
-    @torch.no_grad()
     def generate(request: Request) -> Tensor:
-        conditions = encode(run.data.declaration, request.rows, request.masks)
-        shape = latents["train"].shape[1:]
-        start = torch.stack([torch.randn(shape, generator=torch_generator(seed, "noise")) for seed in request.seeds])
-        found = []
-        for i in range(len(request)):
-            given = {name: value[i : i + 1] for name, value in conditions.items()}
-
-            def denoise(x: Tensor, angle: Tensor, given: Mapping[str, Tensor] = given) -> Tensor:
-                return denoiser.clean(x, angle, given)
-
-            steps = torch_generator(request.seeds[i], "steps")
-            z = sample(denoise, start[i : i + 1], SAMPLER, EVALUATIONS, [steps])
-            found.append(networks[0].decode(z * scale).float().clamp(-1, 1))
-        return torch.cat(found)
+        return draw_scans(
+            run.data,
+            request,
+            latents["train"].shape[1:],
+            lambda given: lambda x, angle: denoiser.clean(x, angle, given),
+            lambda z: networks[0].decode(z * scale),
+            sampler=SAMPLER,
+            evaluations=EVALUATIONS,
+        )
 
     return Trained(generate, facts)
 

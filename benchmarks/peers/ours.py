@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.peers.data import Request
-from benchmarks.peers.method import Run, Trained, train_within
+from benchmarks.peers.method import Run, Trained, draw_scans, train_within
 from medsynth.diffusion.guidance import Guidance, guided
 from medsynth.diffusion.objective import Denoiser, Objective
-from medsynth.diffusion.samplers import sample
-from medsynth.models.conditions import encode
 from medsynth.progress import Silent
-from medsynth.seeding import torch_generator
 from medsynth.stages.autoencoder import new_autoencoder
 from medsynth.stages.denoiser import new_network
 from medsynth.training.autoencoder import AutoencoderTask
@@ -52,22 +50,17 @@ def medsynth(run: Run) -> Trained:
     sampling = pipeline.generate.sampling
     facts |= {"sampler": sampling.sampler, "evaluations": sampling.evaluations}
 
-    @torch.no_grad()
     def generate(request: Request) -> Tensor:
-        conditions = encode(run.data.declaration, request.rows, request.masks)
-        found = []
-        for i, seed in enumerate(request.seeds):
-            given = {name: value[i : i + 1] for name, value in conditions.items()}
-            start = torch.randn(shape, generator=torch_generator(seed, "noise"))[None]
-            z = sample(
-                guided(denoiser, given, Guidance(sampling.guidance)),
-                start,
-                sampling.sampler,
-                sampling.evaluations,
-                [torch_generator(seed, "steps")],
-                shift=denoiser.objective.shift(start[0, 0].numel()),
-            )
-            found.append(autoencoder.decode_latent(z).float().clamp(-1, 1))
-        return torch.cat(found)
+        guidance = Guidance(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
+        return draw_scans(
+            run.data,
+            request,
+            shape,
+            lambda given: guided(denoiser, given, guidance),
+            autoencoder.decode_latent,
+            sampler=sampling.sampler,
+            evaluations=sampling.evaluations,
+            shift=denoiser.objective.shift(math.prod(shape[1:])),
+        )
 
     return Trained(generate, facts)
