@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from medsynth.config.base import ConfigPath, Fraction, Settings
+from medsynth.config.base import ConfigPath, Fraction, Settings, kind_or
 from medsynth.config.training import Training
 
 
@@ -47,14 +47,9 @@ class MaisiNetwork(Settings):
         return self
 
 
-def _network_kind(value: Any) -> str:
-    """The house's own where a network's `kind` is not said."""
-    return str(value.get("kind", "kl") if isinstance(value, dict) else value.kind)
-
-
 AutoencoderNetwork = Annotated[
     Annotated[KLNetwork, Tag("kl")] | Annotated[MaisiNetwork, Tag("maisi")],
-    Discriminator(_network_kind),
+    Discriminator(kind_or("kl")),
 ]
 
 

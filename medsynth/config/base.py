@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,11 @@ class Settings(BaseModel):
     """A frozen group of settings. Validated strictly from JSON types: a string is never taken for a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def kind_or(default: str) -> Callable[[Any], str]:
+    """For a `Discriminator`: the `kind` of settings, or of what is to become settings; `default` where it is not said."""
+    return lambda value: str(value.get("kind", default) if isinstance(value, dict) else value.kind)
 
 
 def expand_path(text: str, base: Path) -> Path:

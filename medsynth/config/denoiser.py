@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from medsynth.config.augment import Augment
-from medsynth.config.base import Positive, Settings
+from medsynth.config.base import Positive, Settings, kind_or
 from medsynth.config.training import Count, Training
 
 Attention = Literal["linear", "softmax", "grouped_linear", "grouped_softmax", "none"]
@@ -77,14 +77,9 @@ class TransformerNetwork(Settings):
         return self
 
 
-def _network_kind(value: Any) -> str:
-    """The U-Net where a network's `kind` is not said."""
-    return str(value.get("kind", "unet") if isinstance(value, dict) else value.kind)
-
-
 DenoiserNetwork = Annotated[
     Annotated[UNetNetwork, Tag("unet")] | Annotated[TransformerNetwork, Tag("transformer")],
-    Discriminator(_network_kind),
+    Discriminator(kind_or("unet")),
 ]
 
 
