@@ -138,6 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--every-level-up-to", type=int, default=32, help="largest side for softmax attention everywhere"
     )
+    parser.add_argument("--every-level-memory-up-to", type=int, default=16, help="the same, for its memory")
     parser.add_argument(
         "--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="the first is the base of ratios"
     )

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medsynth.memory import keep_freed_memory
+
 RESULTS = Path(__file__).parent / "results"
 SLOW_SECONDS = 15.0
 """Work that takes longer than this is timed once, its first run included."""
@@ -53,6 +55,7 @@ def costs(
 def _seconds(
     prepare: Callable[..., tuple[dict[str, Any], Works]], arguments: tuple[Any, ...], device: str, most: int
 ) -> dict[str, Any]:
+    keep_freed_memory()  # for both sides
     facts, works = prepare(*arguments)
     return facts | {f"{name}_seconds": best_seconds(work, device, most=most) for name, work in works.items()}
 

@@ -29,6 +29,7 @@ from medsynth.commands.options import (
 )
 from medsynth.errors import DataError, UsageError
 from medsynth.exits import guarded
+from medsynth.memory import keep_freed_memory
 
 app = typer.Typer(
     name="medsynth",
@@ -263,6 +264,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # Warnings of the DICOM libraries quote header values.
         warnings.simplefilter("ignore")
     signal.signal(signal.SIGTERM, _interrupt)
+    keep_freed_memory()
     sys.exit(guarded(lambda: app(args=arguments, standalone_mode=False), verbose=verbose))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, setting, write
+from medsynth.memory import keep_freed_memory
 
 NAME = "peers"
 METHODS = ("medsynth", "monai")
@@ -31,6 +32,7 @@ def run_cell(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    keep_freed_memory()  # for both methods
     from benchmarks.peers.data import draw_request, load_data
     from benchmarks.peers.judge import judge
     from benchmarks.peers.method import Run

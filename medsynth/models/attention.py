@@ -63,10 +63,9 @@ class Attention3D(nn.Module):
 
     def mix(self, x: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
         """The attention alone, of `prepare(x)`, without norm and residual: [B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
-        tokens = remade(lambda x: self.qkv(prepare(x)), x)
         if self.kind.endswith("linear"):
-            return remade(self._look, tokens)
-        return self._look(tokens)  # quadratic work is not done twice
+            return remade(lambda x: self._look(self.qkv(prepare(x))), x)
+        return self._look(remade(lambda x: self.qkv(prepare(x)), x))  # quadratic work is not done twice
 
     def _look(self, tokens: Tensor) -> Tensor:
         """Queries, keys and values of each voxel, [B, X, Y, Z, (H + 2 G) D], to what it gets, [B, X, Y, Z, C]."""

@@ -112,13 +112,12 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
         """[B, X, Y, Z, C] and, where built for it, a vector [B, V] -> [B, X, Y, Z, C]."""
         scale_shift = None if self.modulation is None else self.modulation(vector)
-        h = remade(self._first_mix, x, scale_shift)
-        h = remade(lambda h: self.convolution(F.silu(h)), h)
+        h = remade(self._convolved, x, scale_shift)
         return x + remade(lambda h: self.mix_out(F.silu(h)), h)
 
-    def _first_mix(self, x: Tensor, scale_shift: Tensor | None) -> Tensor:
+    def _convolved(self, x: Tensor, scale_shift: Tensor | None) -> Tensor:
         h = self.norm(x)
-        return self.mix_in(h if scale_shift is None else modulate(h, scale_shift))
+        return self.convolution(F.silu(self.mix_in(h if scale_shift is None else modulate(h, scale_shift))))
 
 
 def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:

@@ -138,11 +138,14 @@ class LatentUNet(ModelMixin, ConfigMixin):
         for level, down in zip(self.down_levels, self.downs, strict=False):
             h = level(h, vector, context)
             skips.append(h)
-            h = down(h)
+            h = remade(down, h)
         for levels in (self.down_levels, self.up_levels):
             h = levels[-1](h, vector, context)
         for i in reversed(range(len(self.ups))):
             h = remade(_merged, self.merges[i], self.ups[i](h), skips[i])
             h = self.up_levels[i](h, vector, context)
-        h = nn.functional.silu(modulate(self.out_norm(h), self.out_modulation(vector)))
-        return self.head(h).movedim(-1, 1)
+        return remade(self._out, h, self.out_modulation(vector)).movedim(-1, 1)
+
+    def _out(self, h: Tensor, scale_shift: Tensor) -> Tensor:
+        predicted: Tensor = self.head(nn.functional.silu(modulate(self.out_norm(h), scale_shift)))
+        return predicted
