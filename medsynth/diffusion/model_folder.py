@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from medsynth.diffusion.pipeline import LatentVolumePipeline
 
 FORMAT = "medsynth-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHECKSUMS = "checksums.json"
 COMPONENTS = {"autoencoder": ("KLAutoencoder", "MaisiAutoencoder"), "denoiser": ("LatentUNet", "LatentTransformer")}
 """The classes that each network may be of: public names of `medsynth`, where diffusers' loader looks them up."""
@@ -141,8 +141,13 @@ def _read_checksums(folder: Path) -> dict[str, str]:
         raise ModelFolderError(f"{CHECKSUMS} does not name the format {FORMAT}; is this a model folder of medsynth?")
     if version > FORMAT_VERSION:
         raise ModelFolderError(
-            f"expected a model of format {FORMAT_VERSION} or older, found format {version}; "
+            f"expected a model of format {FORMAT_VERSION}, found format {version}; "
             "update with: pip install --upgrade medsynth-diffusion"
+        )
+    if version < FORMAT_VERSION:
+        raise ModelFolderError(
+            f"expected a model of format {FORMAT_VERSION}, found format {version}, in which a flow network's answer means "
+            "something else; train the denoiser again"
         )
     files = data.get("files")
     if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):

@@ -1,14 +1,19 @@
 """What a network is trained to predict, and how its prediction becomes the clean latent.
 
 `Objective` owns the target, the way back to the clean latent, the loss weight and the noise levels of training; a network
-only maps tensors. With cos and sin those of the noise angle, u the flow's velocity and v that of Salimans 2022:
+only maps tensors. With cos and sin those of the noise angle and v that of Salimans 2022:
 
-    kind      target                   clean latent
-    flow      u = noise - x0           (x - sin u) / (cos + sin)
-    epsilon   noise                    (x - sin noise) / cos
-    v         cos noise - sin x0       cos x - sin v
-    x0        x0                       x0
-    score     -noise / sin             (x + sin^2 score) / cos
+    kind      target                   clean latent                weight
+    flow      v = cos noise - sin x0   cos x - sin v               (cos + sin)^2
+    epsilon   noise                    (x - sin noise) / cos       1
+    v         v                        cos x - sin v               1
+    x0        x0                       x0                          sin and cos, see `weight`
+    score     -noise / sin             (x + sin^2 score) / cos     sin^2
+
+The flow's loss is the squared error of its velocity u = noise - x0 (Liu 2022, eq. 1). But u = (sin - cos) x + (cos + sin) v:
+the first part is known, and a network that had to pass x on for it learned slower (docs/results.md). So it answers v
+alone, which has unit variance at every level and, where the latent is white, nothing in common with x (the
+preconditioning of Karras 2022, table 1, for data of unit variance); the error of u is (cos + sin) times that of v.
 """
 
 from __future__ import annotations
@@ -139,11 +144,9 @@ class Objective:
     def target(self, x0: Tensor, noise: Tensor, angle: Tensor) -> Tensor:
         """What the network should answer. x0, noise: [B, ...]; angle: [B]."""
         match self.kind:
-            case "flow":
-                return noise - x0
             case "epsilon":
                 return noise
-            case "v":
+            case "flow" | "v":
                 cos, sin = _cos_sin(angle, x0)
                 return cos * noise - sin * x0
             case "x0":
@@ -155,11 +158,9 @@ class Objective:
         """The clean latent from the network's answer at x. prediction, x: [B, ...]; angle: [B] that training reached."""
         cos, sin = _cos_sin(angle, x)
         match self.kind:
-            case "flow":
-                return (x - sin * prediction) / (cos + sin)
             case "epsilon":
                 return (x - sin * prediction) / cos
-            case "v":
+            case "flow" | "v":
                 return cos * x - sin * prediction
             case "x0":
                 return prediction
@@ -169,13 +170,15 @@ class Objective:
     def weight(self, angle: Tensor) -> Tensor:
         """Weight of the squared error of the prediction, [B].
 
-        `auto`: 1 for flow, epsilon and v; for the score sin^2, with which every level counts alike (Song 2021, eq. 7);
-        for x0 the signal-to-noise ratio kept within 1 (truncated SNR, Salimans 2022) and 5: unweighted, fine detail at
-        low noise would hardly count. `min_snr`: the error of the clean latent counts as the ratio, but at most 5
-        (Hang 2023, eq. 8), said in terms of whatever is predicted.
+        Flow: (cos + sin)^2, the error of the velocity. The others by `auto`: 1 for epsilon and v; for the score sin^2,
+        with which every level counts alike (Song 2021, eq. 7); for x0 the signal-to-noise ratio kept within 1 (truncated
+        SNR, Salimans 2022) and 5: unweighted, fine detail at low noise would hardly count. `min_snr`: the error of the
+        clean latent counts as the ratio, but at most 5 (Hang 2023, eq. 8), said in terms of whatever is predicted.
         """
-        weighting = "auto" if isinstance(self.settings, FlowObjective) else self.settings.weighting
-        if weighting == "uniform" or (weighting == "auto" and self.kind in ("flow", "epsilon", "v")):
+        if isinstance(self.settings, FlowObjective):
+            return 1 + torch.sin(2 * angle)
+        weighting = self.settings.weighting
+        if weighting == "uniform" or (weighting == "auto" and self.kind in ("epsilon", "v")):
             return torch.ones_like(angle)
         power = to_alpha_bar(angle)
         noise_power = (1 - power).clamp_min(1e-8)

@@ -70,10 +70,11 @@ class Attention3D(nn.Module):
     def _look(self, tokens: Tensor) -> Tensor:
         """Queries, keys and values of each voxel, [B, X, Y, Z, (H + 2 G) D], to what it gets, [B, X, Y, Z, C]."""
         grid = tokens.shape[1:4]
-        tokens = tokens.reshape(len(tokens), math.prod(grid), -1, self.head_channels).transpose(
-            1, 2
-        )  # [B, H + 2G, N, D]
-        q, k, v = torch.split(tokens, [self.heads, self.heads // self.shared, self.heads // self.shared], 1)
+        tokens = tokens.reshape(len(tokens), math.prod(grid), -1)
+        shares = [size * self.head_channels for size in (self.heads, *[self.heads // self.shared] * 2)]
+        q, k, v = (
+            x.unflatten(2, (-1, self.head_channels)).transpose(1, 2) for x in torch.split(tokens, shares, 2)
+        )  # [B, H, N, D], [B, G, N, D] twice
         turns = rotary_turns(grid, self.head_channels, v.device) if self.rotary else None
         gains = (self.q_gain, self.k_gain)
         if self.kind.endswith("linear"):

@@ -94,7 +94,11 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 
 
 class _LinearAttention(torch.autograd.Function):
-    """`linear_attention` a few tokens at a time, and its derivatives (by hand, from the equation in the comments)."""
+    """`linear_attention` a few tokens at a time, and its derivatives (by hand, from the equation in the comments).
+
+    Pieces are [..., D, n], tokens last: what goes by channel or by token then runs along memory, where a head of 16
+    channels would be too short for a vector loop.
+    """
 
     @staticmethod
     def forward(
@@ -105,15 +109,16 @@ class _LinearAttention(torch.autograd.Function):
         with torch.autocast(v.device.type, enabled=False):
             context = total = torch.zeros((), dtype=dtype, device=v.device)
             for part in _parts(k):
-                key = _Features(k, k_gain, part, dtype).values * share
-                total = total + key.sum(-2)[..., None]  # z = sum k / M: [B, H, D, 1]
-                context = context + _turned(key, turns, part).mT @ v[..., part, :].to(dtype)  # C = sum k v^T / M
+                key = _Features(k, k_gain, part, dtype).values
+                total = total + key.sum(-1, keepdim=True)  # z = sum k / M: [B, H, D, 1]
+                context = context + _turned(key, turns, part) @ _taken(v, part, dtype).mT  # C = sum k v^T / M
+            context, total = context * share, total * share
             leading = (q[..., 0, 0] + v[..., 0, 0]).shape
-            out = torch.empty((*leading, q.shape[-2], v.shape[-1]), dtype=v.dtype, device=v.device)
+            out = _empty((*leading, q.shape[-2], v.shape[-1]), q.expand(*leading, *q.shape[-2:]), v.dtype)
             for part in _parts(q):
                 query = _Features(q, q_gain, part, dtype).values
-                mixed = _turned(query, turns, part) @ context
-                out[..., part, :] = mixed.div_((query @ total).clamp_min_(EPS))  # y = q C / q z
+                mixed = context.mT @ _turned(query, turns, part)
+                out[..., part, :] = mixed.div_((total.mT @ query).clamp_min_(EPS)).mT  # y = q C / q z
         ctx.save_for_backward(q, k, v, turns, q_gain, k_gain, context, total)
         return out
 
@@ -123,7 +128,7 @@ class _LinearAttention(torch.autograd.Function):
         q, k, v, turns, q_gain, k_gain, context, total = ctx.saved_tensors
         dtype = context.dtype
         share = 1 / k.shape[-2]
-        d_q, d_k, d_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        d_q, d_k, d_v = (_empty(x.shape, x, x.dtype) for x in (q, k, v))
         d_q_gain, d_k_gain = (
             None if gain is None else torch.zeros_like(gain, dtype=dtype) for gain in (q_gain, k_gain)
         )
@@ -132,48 +137,51 @@ class _LinearAttention(torch.autograd.Function):
             for part in _parts(q):
                 made = _Features(q, q_gain, part, dtype)
                 turned = _turned(made.values, turns, part)
-                weight = made.values @ total
-                d_mixed = upstream[..., part, :].to(dtype) / weight.clamp_min(EPS)
-                along = turned @ context
+                weight = total.mT @ made.values
+                kept = weight.clamp_min(EPS)
+                d_mixed = _taken(upstream, part, dtype).div_(kept)
+                along = context.mT @ turned
                 # d(q z) = -(dy . y) / q z, where the clamp lets it through
-                d_weight = (d_mixed * along).sum(-1, keepdim=True).neg_().div_(weight.clamp_min(EPS))
-                d_weight = torch.where(weight < EPS, 0, d_weight)
-                d_context += (turned.mT @ d_mixed).sum_to_size(context.shape)
-                d_total += (made.values.mT @ d_weight).sum_to_size(total.shape)
-                d_query = _turned(d_mixed @ context.mT, turns, part, back=True).add_(d_weight @ total.mT)
-                d_q[..., part, :] = made.backward(d_query.sum_to_size(made.values.shape), d_q_gain)
+                d_weight = along.mul_(d_mixed).sum(-2, keepdim=True).div_(kept).neg_()
+                d_weight.masked_fill_(weight < EPS, 0)
+                d_context += (turned @ d_mixed.mT).sum_to_size(context.shape)
+                d_total += (made.values @ d_weight.mT).sum_to_size(total.shape)
+                d_query = _turned(context @ d_mixed, turns, part, back=True).addcmul_(total, d_weight)
+                d_q[..., part, :] = made.backward(d_query.sum_to_size(made.values.shape), d_q_gain).mT
             d_context, d_total = d_context * share, d_total * share
             for part in _parts(k):
                 made = _Features(k, k_gain, part, dtype)
-                d_v[..., part, :] = (_turned(made.values, turns, part) @ d_context).sum_to_size(v[..., part, :].shape)
-                d_key = _turned(v[..., part, :].to(dtype) @ d_context.mT, turns, part, back=True) + d_total.mT
-                d_k[..., part, :] = made.backward(d_key.sum_to_size(made.values.shape), d_k_gain)
+                value = _taken(v, part, dtype)
+                d_value = d_context.mT @ _turned(made.values, turns, part)
+                d_v[..., part, :] = d_value.sum_to_size(value.shape).mT
+                d_key = _turned(d_context @ value, turns, part, back=True).add_(d_total)
+                d_k[..., part, :] = made.backward(d_key.sum_to_size(made.values.shape), d_k_gain).mT
         gains = (None if d is None else d.to(g.dtype) for d, g in ((d_q_gain, q_gain), (d_k_gain, k_gain)))
         return d_q, d_k, d_v, None, *gains
 
 
 class _Features:
-    """Some tokens' features, and the way back from their gradient to that of the tokens."""
+    """Some tokens' features [..., D, n], and the way back from their gradient to that of the tokens."""
 
     def __init__(self, x: Tensor, gain: Tensor | None, part: slice, dtype: torch.dtype) -> None:
-        x = x[..., part, :].to(dtype)
-        self.gain = None if gain is None else gain.to(dtype)
+        x = _taken(x, part, dtype)
+        self.gain = None if gain is None else gain.to(dtype)[:, None]
         if self.gain is None:
             self.values = x
             return
-        self.inverse = x.square().mean(-1, keepdim=True).add_(EPS).rsqrt_()
-        self.direction = x * self.inverse
+        self.inverse = x.square().mean(-2, keepdim=True).add_(EPS).rsqrt_()
+        self.direction = x.mul_(self.inverse)
         self.values = (self.direction * self.gain).relu_()
 
     def backward(self, d_values: Tensor, d_gain: Tensor | None) -> Tensor:
         """Gradient of the tokens; that of the gain is added to `d_gain`."""
         if self.gain is None or d_gain is None:
             return d_values
-        d_values = torch.where(self.values > 0, d_values, 0)
-        d_gain += (d_values * self.direction).flatten(0, -2).sum(0)
-        d_direction = d_values.mul_(self.gain)
-        radial = (d_direction * self.direction).mean(-1, keepdim=True)
-        return d_direction.addcmul_(self.direction, radial, value=-1).mul_(self.inverse)
+        d_values = torch.ops.aten.threshold_backward(d_values, self.values, 0)
+        along = d_values * self.direction
+        d_gain += along.sum(-1).flatten(0, -2).sum(0)
+        radial = along.mul_(self.gain).mean(-2, keepdim=True)
+        return d_values.mul_(self.gain).addcmul_(self.direction, radial, value=-1).mul_(self.inverse)
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
@@ -184,8 +192,23 @@ def _parts(x: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def _taken(x: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
+    """A copy of some tokens of x [..., N, D]: [..., D, n], contiguous."""
+    return x[..., part, :].mT.to(dtype, memory_format=torch.contiguous_format, copy=True)
+
+
+def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor whose axes lie in memory in the order of those of `like`.
+
+    Heads of a voxel lie side by side in the network. What comes out in that order is not turned around twice.
+    """
+    strides = like.stride()
+    order = sorted(range(like.ndim), key=lambda axis: -strides[axis])
+    return torch.empty_permuted(tuple(shape), order, dtype=dtype, device=like.device)
+
+
 def _turned(x: Tensor, turns: Tensor | None, part: slice, *, back: bool = False) -> Tensor:
-    """`rotate` by the turns of these tokens, or back again; x where there are none."""
+    """`rotate` of x [..., D, n] by the turns of these tokens, or back again; x where there are none."""
     if turns is None:
         return x
-    return rotate(x, -turns[part] if back else turns[part])
+    return rotate(x.mT, -turns[part] if back else turns[part]).mT

@@ -181,11 +181,16 @@ def test_other_components_are_refused(folder):
         load_model(folder)
 
 
-def test_a_newer_format_names_the_remedy(folder):
-    edit(folder / CHECKSUMS, lambda data: data.update(format_version=FORMAT_VERSION + 1))
-    with pytest.raises(
-        ModelFolderError, match=r"found format 2; update with: pip install --upgrade medsynth-diffusion"
-    ):
+@pytest.mark.parametrize(
+    ("away", "remedy"),
+    [
+        (1, r"format 3; update with: pip install --upgrade medsynth-diffusion"),
+        (-1, r"format 1, .* train the denoiser again"),
+    ],
+)
+def test_another_format_names_the_remedy(folder, away, remedy):
+    edit(folder / CHECKSUMS, lambda data: data.update(format_version=FORMAT_VERSION + away))
+    with pytest.raises(ModelFolderError, match=remedy):
         load_model(folder)
 
 
@@ -212,8 +217,8 @@ def test_links_are_refused(folder, tmp_path):
         ("not json", "is not JSON"),
         ("[]", "is not a JSON object"),
         ("{}", "does not name the format"),
-        (json.dumps({"format": "medsynth-model", "format_version": 1}), "holds no table"),
-        (json.dumps({"format": "medsynth-model", "format_version": 1, "files": {}}), "lacks"),
+        (json.dumps({"format": "medsynth-model", "format_version": FORMAT_VERSION}), "holds no table"),
+        (json.dumps({"format": "medsynth-model", "format_version": FORMAT_VERSION, "files": {}}), "lacks"),
     ],
 )
 def test_broken_checksums_are_refused(folder, content, message):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from scipy import stats
 
 from medsynth.config.denoiser import DiffusionObjective, FlowObjective
-from medsynth.diffusion.angle import NOISE, mix, to_alpha_bar, to_flow_time
+from medsynth.diffusion.angle import NOISE, from_flow_time, mix, per_sample, to_alpha_bar, to_flow_time
 from medsynth.diffusion.objective import Denoiser, Objective, alpha_bars
 
 OBJECTIVES = [
@@ -41,14 +41,25 @@ def test_clean_undoes_target_at_every_angle_of_training(settings):
     torch.testing.assert_close(back, x0, rtol=1e-9, atol=1e-9)
 
 
-def test_v_is_the_derivative_by_the_angle_and_flow_the_derivative_by_time():
+def test_v_is_the_derivative_by_the_angle():
     x0, noise = torch.tensor([[0.7]], dtype=torch.float64), torch.tensor([[-1.1]], dtype=torch.float64)
     phi = torch.tensor([0.6], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(mix(x0, noise, phi).sum(), phi)
     assert slope.item() == pytest.approx(Objective({"kind": "v"}).target(x0, noise, phi).item())
-    t = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(((1 - t) * x0 + t * noise).sum(), t)
-    assert slope.item() == pytest.approx(Objective({"kind": "flow"}).target(x0, noise, phi).item())
+
+
+def test_the_loss_of_flow_is_the_error_of_the_derivative_by_time():
+    generator = torch.Generator().manual_seed(2)
+    x0, noise = torch.randn(2, 9, 2, 2, 2, 2, generator=generator, dtype=torch.float64)
+    t = torch.linspace(0.1, 1, 9, dtype=torch.float64)
+    angles, time = from_flow_time(t), per_sample(t, x0)
+    on_the_line = torch.lerp(x0, noise, time)
+    slope = (torch.lerp(x0, noise, time + 1e-6) - on_the_line) / 1e-6
+    denoiser = Denoiser(Linear(torch.float64), Objective({"kind": "flow"}))
+    found = denoiser.clean(mix(x0, noise, angles), angles, {})
+    implied = (on_the_line - found) / time  # the velocity that leads from the clean latent found to here within t
+    error = (implied - slope).square().flatten(1).mean(1)
+    torch.testing.assert_close(denoiser.loss(x0, {}, angles, noise).double(), error, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +104,7 @@ def test_automatic_shift_grows_with_the_latent_and_never_falls_below_one():
 def test_shift_is_what_the_flow_scheduler_of_diffusers_calls_shift():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     t = torch.arange(1000, 0, -1, dtype=torch.float64) / 1000
-    from medsynth.diffusion.angle import from_flow_time, shift
+    from medsynth.diffusion.angle import shift
 
     torch.testing.assert_close(
         to_flow_time(shift(from_flow_time(t), 3.0)), scheduler.sigmas.double(), rtol=1e-6, atol=1e-6
@@ -123,7 +134,9 @@ def test_sampling_is_deterministic_in_the_generator():
 
 def test_weights():
     angle = torch.tensor([1e-3, math.atan(1 / math.sqrt(3)), math.pi / 4, 1.5, NOISE])
-    assert torch.equal(Objective({"kind": "flow"}).weight(angle), torch.ones(5))
+    velocity = torch.tensor([1.002, 1 + math.sqrt(3) / 2, 2.0, 1 + math.sin(3), 1.0])
+    torch.testing.assert_close(Objective({"kind": "flow"}).weight(angle), velocity, rtol=0, atol=1e-5)
+    assert torch.equal(Objective({"kind": "v"}).weight(angle), torch.ones(5))
     weight = Objective({"kind": "x0"}).weight(angle)
     torch.testing.assert_close(weight, torch.tensor([5.0, 3.0, 1.0, 1.0, 1.0]), rtol=1e-4, atol=1e-4)
 

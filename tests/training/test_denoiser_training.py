@@ -1,6 +1,7 @@
 """The denoiser's task: batches, withheld conditions, fixed validation, learning, exact resumption."""
 
 import dataclasses
+import itertools
 import math
 import os
 import signal
@@ -79,9 +80,12 @@ def test_validation_is_the_same_every_time_and_whatever_the_batch_size(tmp_path)
     assert task.validate() == first
     task.batch_size = 7
     assert task.validate()["loss"] == pytest.approx(first["loss"], rel=1e-4)
-    # an untrained network answers zero, so its loss is the target's mean square: that of noise minus clean latent
-    validation, _ = task.validation.take(torch.arange(5))
-    assert first["loss"] == pytest.approx(1 + float(validation.square().mean()), rel=0.05)
+    # An untrained network answers zero, so its loss is the mean square of v, times the weight of the velocity's error.
+    power = float(task.validation.take(torch.arange(5))[0].square().mean())
+    objective = task.denoiser.objective
+    angles = objective.sample_angles(10_000, torch.Generator().manual_seed(0), task.validation.grids[0].voxels)
+    of_v = torch.cos(angles).square() + torch.sin(angles).square() * power
+    assert first["loss"] == pytest.approx(float((objective.weight(angles) * of_v).mean()), rel=0.05)
 
 
 def answer(task, denoise):
@@ -118,8 +122,10 @@ def test_the_loss_is_told_apart_by_noise_level(tmp_path):
     figures = task.validate()
     levels = {name: value for name, value in figures.items() if name.startswith("loss at ")}
     assert list(levels) == [f"loss at {low}-{low + 18} degrees" for low in (0, 18, 36, 54, 72)]
-    # an untrained network answers zero: the flow's target, noise minus clean latent, is as large at every level
-    assert list(levels.values()) == pytest.approx([figures["loss"]] * 5, rel=0.1)
+    # An untrained network answers zero, and v is of unit variance: what is left is the weight, the mean of 1 + sin 2 phi.
+    edges = [math.pi * i / 5 for i in range(6)]  # of 2 phi
+    means = [1 + (math.cos(low) - math.cos(high)) / (high - low) for low, high in itertools.pairwise(edges)]
+    assert list(levels.values()) == pytest.approx(means, rel=0.1)
     record, wrong = task._losses, 3.0
     task._losses = lambda batch: record(batch) + wrong * (batch["angles"] > math.radians(72))
     worse = task.validate()
