@@ -73,7 +73,7 @@ class Attention3D(nn.Module):
         tokens = tokens.reshape(len(tokens), math.prod(grid), -1)
         shares = [size * self.head_channels for size in (self.heads, *[self.heads // self.shared] * 2)]
         q, k, v = (
-            x.unflatten(2, (-1, self.head_channels)).transpose(1, 2) for x in torch.split(tokens, shares, 2)
+            x.view(*x.shape[:2], -1, self.head_channels).transpose(1, 2) for x in torch.split(tokens, shares, 2)
         )  # [B, H, N, D], [B, G, N, D] twice
         turns = rotary_turns(grid, self.head_channels, v.device) if self.rotary else None
         gains = (self.q_gain, self.k_gain)
