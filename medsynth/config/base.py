@@ -21,7 +21,15 @@ class Settings(BaseModel):
 
 def kind_or(default: str) -> Callable[[Any], str]:
     """For a `Discriminator`: the `kind` of settings, or of what is to become settings; `default` where it is not said."""
-    return lambda value: str(value.get("kind", default) if isinstance(value, dict) else value.kind)
+
+    def kind(value: Any) -> str:
+        if isinstance(value, dict):
+            return str(value.get("kind", default))
+        if isinstance(value, Settings):
+            return str(value.model_dump(include={"kind"})["kind"])
+        return default  # and fails as that kind
+
+    return kind
 
 
 def expand_path(text: str, base: Path) -> Path:

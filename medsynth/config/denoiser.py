@@ -86,7 +86,7 @@ DenoiserNetwork = Annotated[
 class FlowObjective(Settings):
     """Rectified flow (Liu 2022; Lipman 2022) with logit-normal times (Esser 2024)."""
 
-    kind: Literal["flow"]
+    kind: Literal["flow"] = "flow"
     logit_mean: float = 0.0
     logit_std: Positive = 1.0
     shift: Positive | Literal["auto"] = "auto"
@@ -109,7 +109,14 @@ class DiffusionObjective(Settings):
         return self
 
 
-Objective = Annotated[FlowObjective | DiffusionObjective, Field(discriminator="kind")]
+Objective = Annotated[
+    Annotated[FlowObjective, Tag("flow")]
+    | Annotated[DiffusionObjective, Tag("epsilon")]
+    | Annotated[DiffusionObjective, Tag("v")]
+    | Annotated[DiffusionObjective, Tag("x0")]
+    | Annotated[DiffusionObjective, Tag("score")],
+    Discriminator(kind_or("flow")),
+]
 
 
 class Watch(Settings):
@@ -129,7 +136,7 @@ class Denoiser(Settings):
     """The denoiser stage."""
 
     network: DenoiserNetwork = UNetNetwork()
-    objective: Objective = FlowObjective(kind="flow")
+    objective: Objective = FlowObjective()
     training: Training = Training()
     keep: Literal["best", "last"] = "best"
     """The averaged weights of the lowest validation loss, or those of the last step."""

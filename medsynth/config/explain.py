@@ -54,6 +54,8 @@ def _sides(item: Any, key: KeyPath, data: Any, root: type[BaseModel]) -> tuple[s
     if kind == "union_tag_invalid":
         tags = str(context["expected_tags"]).replace("'", "")
         return f"kind: expected one of {tags}{nearest(str(context['tag']), tags.split(', '))}", repr(context["tag"])
+    if kind == "model_type" and (known := known_keys(root, key, data)):
+        return f"expected settings by name, such as {{{known[0]}: ...}}", found
     if kind == "literal_error":
         values = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
         return f"expected one of {', '.join(values)}{nearest(str(item['input']), values)}", found
@@ -159,7 +161,7 @@ def known_keys(root: type[BaseModel], path: KeyPath, data: Any) -> list[str]:
     for part in path:
         place = place.get(part) if isinstance(place, dict) else None
     annotation = declared.annotation if isinstance(declared, FieldInfo) else declared
-    return [key for model in _models(annotation, place) for key in _fields(model)]
+    return list(dict.fromkeys(key for model in _models(annotation, place) for key in _fields(model)))
 
 
 def _tags(root: type[BaseModel], path: KeyPath, data: Any) -> str:

@@ -151,10 +151,29 @@ def test_a_network_without_a_kind_is_the_unet_and_a_transformer_says_so(tmp_path
         ("{widthss: [64]}", "did you mean widths?"),
         ("{kind: transfomer}", "did you mean transformer?"),
         ("{kind: transformer, width: 104}", "multiple of head_channels"),
+        ("transformer", "expected settings by name, such as {kind: ...}, found 'transformer'"),
     ],
 )
 def test_mistakes_in_a_network_name_its_own_keys(tmp_path: Path, network: str, expected: str) -> None:
     (line,) = mistakes(write(tmp_path, GOOD + f"denoiser: {{network: {network}}}\n"))
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("{shft: 2}", "did you mean shift?"),
+        ("{kind: v, shift: 2}", "expected one of kind, schedule, zero_terminal_snr, weighting"),
+        ("{kind: vv}", "expected one of flow, epsilon, v, x0, score (did you mean v?)"),
+        ("flow", "expected settings by name, such as {kind: ...}, found 'flow'"),
+    ],
+)
+def test_an_objective_without_a_kind_is_flow_and_mistakes_name_its_own_keys(
+    tmp_path: Path, objective: str, expected: str
+) -> None:
+    found = load_pipeline(write(tmp_path, GOOD + "denoiser: {objective: {shift: 2.0}}\n")).denoiser.objective
+    assert (found.kind, found.shift) == ("flow", 2.0)
+    (line,) = mistakes(write(tmp_path, GOOD + f"denoiser: {{objective: {objective}}}\n"))
     assert expected in line
 
 
