@@ -102,11 +102,17 @@ def test_times_are_shifted_by_the_size_of_the_batch_at_hand(stores, monkeypatch)
 def test_validation_counts_every_case_alike_whatever_its_grid(stores):
     task = denoiser_task(stores)
     assert task.validate() == task.validate()
-    # An untrained network answers zero: its loss is 1 + the mean square of a latent, averaged over cases.
-    squares = []
+    # An untrained network answers zero: its loss is the mean square of v = cos noise - sin x0 times the weight, averaged
+    # over cases.
+    expected, objective = [], task.denoiser.objective
     for store, pool in zip(stores[1], task.validation.grids, strict=True):
-        squares += pool.take(torch.arange(len(store)))[0].square().flatten(1).mean(1).tolist()
-    assert task.validate()["loss"] == pytest.approx(1 + sum(squares) / len(squares), rel=0.05)
+        angles = objective.sample_angles(10_000, torch.Generator().manual_seed(0), pool.voxels)
+        of_noise, of_data = (
+            objective.weight(angles) * part for part in (torch.cos(angles) ** 2, torch.sin(angles) ** 2)
+        )
+        powers = pool.take(torch.arange(len(store)))[0].square().flatten(1).mean(1)
+        expected += (of_noise.mean() + of_data.mean() * powers).tolist()
+    assert task.validate()["loss"] == pytest.approx(sum(expected) / len(expected), rel=0.05)
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(stores, tmp_path):
