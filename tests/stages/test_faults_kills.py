@@ -242,7 +242,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-ROOM_KB = [("prepare", 0), ("prepare", 24), ("prepare", 200), ("autoencoder", 200), ("encode", 200), ("denoiser", 200),
+ROOM_KB = [("prepare", 0), ("prepare", 24), ("prepare", 200), ("autoencoder", 200), ("encode", 80), ("denoiser", 200),
            ("generate", 150), ("evaluate", 200), ("register", 200)]  # fmt: skip
 """Enough to begin with, and not enough for the stage's own files."""
 
