@@ -32,7 +32,8 @@ def linear_attention(
 
     Without turns each output is an average of the values, weighted by `q . k`. A query without a positive product with
     any key gets zero, and gradients stay finite: the denominator, a mean over keys, is at least `EPS`. All sums run in
-    float32 or wider, whatever autocast says, and over `k / M`, so that they do not grow with the number of tokens.
+    float32 or wider, whatever autocast says, and over terms divided by M, so that they do not grow with the number of
+    tokens.
 
     Only q, k and v are kept for the backward pass, which makes the rest again. It cannot be differentiated itself.
 
@@ -110,9 +111,9 @@ class _LinearAttention(torch.autograd.Function):
             context = total = torch.zeros((), dtype=dtype, device=v.device)
             for part in _parts(k):
                 key = _Features(k, k_gain, part, dtype).values
-                total = total + key.sum(-1, keepdim=True)  # z = sum k / M: [B, H, D, 1]
-                context = context + _turned(key, turns, part) @ _taken(v, part, dtype).mT  # C = sum k v^T / M
-            context, total = context * share, total * share
+                total = total + key.mean(-1, keepdim=True) * (key.shape[-1] * share)  # z = sum k / M: [B, H, D, 1]
+                value = _taken(v, part, dtype).mul_(share)
+                context = context + _turned(key, turns, part) @ value.mT  # C = sum k v^T / M
             leading = (q[..., 0, 0] + v[..., 0, 0]).shape
             out = _empty((*leading, q.shape[-2], v.shape[-1]), q.expand(*leading, *q.shape[-2:]), v.dtype)
             for part in _parts(q):
