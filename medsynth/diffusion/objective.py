@@ -34,8 +34,10 @@ from medsynth.diffusion.angle import NOISE, from_alpha_bar, mix, per_sample, to_
 
 TRAINING_LEVELS = 1000
 BASE_VOXELS = 4096
-"""Latent size up to which flow times are not shifted: 16 x 16 x 16. With the 32 x 32 of Esser 2024 for a base, latents of
-20 x 28 x 20 were hardly trained at low noise, which decides their texture; with none their large shapes came out less well."""
+LEAST_SHIFT = 2.0
+"""Up to latents of 4 x 4096 voxels times are shifted by 2. With less, samples had grain and no large shapes, since the first
+steps from pure noise were hardly trained; with the square root over 1024 pixels of Esser 2024, which gives 3.3 at 20 x 28 x
+20, low noise was not, which decides texture (docs/results.md)."""
 HIGHEST_RATIO = 5.0
 """Signal-to-noise ratio beyond which a level counts no more (Hang 2023, section 3.4)."""
 EPSILON_LIMIT = math.atan(100.0)
@@ -116,12 +118,12 @@ class Objective:
         """How far noise levels move toward noise: tan(phi) is multiplied by this.
 
         Neighbouring voxels of a larger latent tell more about each other, so that the same angle hides less; the
-        standard error of a mean over n voxels gives sqrt(n / base) (Esser 2024, section 5.3.2), never below 1.
+        standard error of a mean over n voxels gives sqrt(n / base) (Esser 2024, section 5.3.2), never below `LEAST_SHIFT`.
         """
         if not isinstance(self.settings, FlowObjective):
             return 1.0
         if self.settings.shift == "auto":
-            return max(1.0, math.sqrt(latent_voxels / BASE_VOXELS))
+            return max(LEAST_SHIFT, math.sqrt(latent_voxels / BASE_VOXELS))
         return float(self.settings.shift)
 
     def sample_angles(self, n: int, generator: torch.Generator, latent_voxels: int) -> Tensor:

@@ -91,13 +91,13 @@ def test_flow_times_are_logit_normal_and_shifted():
     assert stats.kstest(logits.numpy(), stats.norm(-0.3 + math.log(2.5), 0.8).cdf).pvalue > 0.01
 
 
-def test_automatic_shift_grows_with_the_latent_and_never_falls_below_one():
+def test_automatic_shift_grows_with_the_latent_and_never_falls_below_two():
     objective = Objective({"kind": "flow"})
-    assert [objective.shift(n) for n in (64, 4096, 16384, 65536)] == [1.0, 1.0, 2.0, 4.0]
+    assert [objective.shift(n) for n in (64, 16384, 65536, 262144)] == [2.0, 2.0, 4.0, 8.0]
     assert Objective({"kind": "flow", "shift": 3.0}).shift(64) == 3.0
     assert Objective({"kind": "v"}).shift(10**6) == 1.0
     few = objective.sample_angles(4000, torch.Generator().manual_seed(1), 4096)
-    many = objective.sample_angles(4000, torch.Generator().manual_seed(1), 65536)
+    many = objective.sample_angles(4000, torch.Generator().manual_seed(1), 262144)
     torch.testing.assert_close(torch.tan(many), 4 * torch.tan(few), rtol=1e-3, atol=1e-5)
 
 
