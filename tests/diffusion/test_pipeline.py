@@ -76,8 +76,8 @@ def test_guidance_reaches_the_network(pipeline):
 
 def test_interval_and_rescaling_reach_the_network(pipeline):
     draw = lambda **how: pipeline({"diagnosis": "benign"}, seeds=[1], **how, **FAST).latents  # noqa: E731
-    levels = (1.0, 2 / 3, 1 / 3)  # flow times of three Euler steps
-    assert torch.equal(draw(guidance=4.0, guidance_interval=(0.5, 0.6)), draw()), "between the levels"
+    levels = (1.0, 0.8, 0.5)  # flow times of three Euler steps, shifted by 2: 2 t / (1 + t)
+    assert torch.equal(draw(guidance=4.0, guidance_interval=(0.6, 0.7)), draw()), "between the levels"
     every = draw(guidance=4.0)
     assert torch.equal(draw(guidance=4.0, guidance_interval=(levels[2] - 0.1, 1.0)), every)
     assert not torch.allclose(draw(guidance=4.0, guidance_interval=(levels[1] - 0.1, 1.0)), every, atol=1e-4)
