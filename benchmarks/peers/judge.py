@@ -12,12 +12,12 @@ from torch import Tensor
 from benchmarks.peers.data import Data, Request
 from medsynth.config.evidence import Evaluate
 from medsynth.evaluation import condition, fidelity
+from medsynth.evaluation.classifiers import fit_classifier
 from medsynth.evaluation.evidence import Estimate
 from medsynth.evaluation.features import extract
 from medsynth.evaluation.statistics import Resampling
 from medsynth.evaluation.volumes import LabelledVolumes, join
 from medsynth.seeding import derive
-from medsynth.training.classifier import predict, train_classifier
 
 JUDGE_SEED = 20264
 """Not the seed of any training: all methods meet the same segmenter, classifiers and resamples."""
@@ -101,19 +101,10 @@ def _label(
     chosen = settings.benefit
     on_test, on_synthetic = [], []
     for number in range(chosen.seeds):
-        network = train_classifier(
-            train.voxels,
-            torch.from_numpy(train.label_array()),
-            classes=len(train.classes),
-            kind=chosen.classifier.kind,
-            steps=chosen.steps,
-            batch_size=chosen.batch_size,
-            learning_rate=chosen.learning_rate,
-            seed=derive(JUDGE_SEED, "classifier", number),
-            device=torch.device("cpu"),
-        )
-        on_test.append(predict(network, test.voxels).double().numpy())
-        on_synthetic.append(predict(network, synthetic.voxels).double().numpy())
+        seed = derive(JUDGE_SEED, "classifier", number)
+        answer = fit_classifier(train, chosen, seed=seed, device=torch.device("cpu"))
+        on_test.append(answer(test.voxels))
+        on_synthetic.append(answer(synthetic.voxels))
     found: dict[str, Estimate] = {}
     for name, probabilities, judged in (("real", on_test, test), ("synthetic", on_synthetic, synthetic)):
         seed = derive(JUDGE_SEED, "scores")

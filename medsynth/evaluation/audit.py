@@ -6,28 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medsynth.config.evidence import Evaluate
 from medsynth.evaluation import benefit, condition, degradation, fidelity, privacy
+from medsynth.evaluation.classifiers import fit_classifier
 from medsynth.evaluation.evidence import Benefit, Condition, Evidence, Fidelity, Privacy
 from medsynth.evaluation.features import extract
 from medsynth.evaluation.statistics import Resampling
 from medsynth.evaluation.volumes import LabelledVolumes, join
 from medsynth.progress import Progress, Silent
 from medsynth.seeding import derive
-from medsynth.training.classifier import predict, train_classifier
 
 Floats = NDArray[np.float64]
 Features = dict[str, dict[str, Floats]]
 
 LADDER_SCANS = 64
 """Most held-out scans that are damaged, and most training scans that are planted, for the instrument checks."""
-SMALLEST_AXIS = 16
-"""Voxels per axis that the classifiers need."""
-PREDICT_VOXELS = 2**22
 
 
 def collect_evidence(
@@ -207,25 +202,7 @@ class _Audit:
         return _Arms(measured, real.on_test, real.on_synthetic)
 
     def _fit(self, volumes: LabelledVolumes, seed: int, augment: bool) -> benefit.Predict:
-        chosen = self.settings.benefit
-        network = train_classifier(
-            _at_least(volumes.voxels),
-            torch.from_numpy(volumes.label_array()),
-            classes=len(volumes.classes),
-            kind=chosen.classifier.kind,
-            steps=chosen.steps,
-            batch_size=chosen.batch_size,
-            learning_rate=chosen.learning_rate,
-            seed=seed,
-            device=self.device,
-            augment=augment,
-        )
-        per_batch = max(1, PREDICT_VOXELS // int(np.prod(volumes.voxels.shape[2:])))
-
-        def answer(voxels: Tensor) -> Floats:
-            return np.asarray(predict(network, _at_least(voxels), batch_size=per_batch).double().numpy())
-
-        return answer
+        return fit_classifier(volumes, self.settings.benefit, seed=seed, device=self.device, augment=augment)
 
     def condition(self, arms: _Arms | str) -> Condition:
         seed = derive(self.seed, "condition")
@@ -260,12 +237,3 @@ class _Audit:
         else:
             absent["masks"] = reason
         return Condition(self.synthetic.classes, on_real, on_synthetic, masks, absent)
-
-
-def _at_least(voxels: Tensor) -> Tensor:
-    """Edges repeated until every axis has what a classifier needs."""
-    missing = [max(0, SMALLEST_AXIS - size) for size in voxels.shape[2:]]
-    if not any(missing):
-        return voxels
-    pads = [side for lack in reversed(missing) for side in (lack // 2, lack - lack // 2)]
-    return F.pad(voxels, pads, mode="replicate")

@@ -111,7 +111,7 @@ class _LinearAttention(torch.autograd.Function):
             context = total = torch.zeros((), dtype=dtype, device=v.device)
             for part in _parts(k):
                 key = _Features(k, k_gain, part, dtype).values
-                total = total + key.mean(-1, keepdim=True) * (key.shape[-1] * share)  # z = sum k / M: [B, H, D, 1]
+                total = total + key.sum(-1, keepdim=True) * share  # z = sum k / M: [B, H, D, 1]
                 value = _taken(v, part, dtype).mul_(share)
                 context = context + _turned(key, turns, part) @ value.mT  # C = sum k v^T / M
             leading = (q[..., 0, 0] + v[..., 0, 0]).shape

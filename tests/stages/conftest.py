@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from ward import Ward, write_ward
+from ward import LITTLE_EVIDENCE, Ward, write_ward
 
 from medsynth.config.load import load_pipeline
 from medsynth.config.pipeline import Pipeline
 from medsynth.progress import Silent
 from medsynth.verbs import run_pipeline
 
-TINY = """\
+TINY = (
+    """\
 name: tiny
 seed: 3
 cohort: {kind: phantom, patients: 16}
@@ -36,13 +37,9 @@ denoiser:
 generate:
   count: 8
   sampling: {sampler: flow_euler, evaluations: 2}
-evaluate:
-  benefit: {steps: 2, batch_size: 4, seeds: 1, ratios: [1.0]}
-  bootstrap: 100
-  pictures: 2
-tracking: {system_metrics: false}
-compute: {device: cpu, threads: 1}
 """
+    + LITTLE_EVIDENCE
+)
 
 
 @dataclass

@@ -12,8 +12,10 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from ward import LITTLE_EVIDENCE
 
 from medsynth.config.load import load_pipeline
+from medsynth.console import Screen
 from medsynth.errors import ConfigError, DataError
 from medsynth.progress import Silent
 from medsynth.stages.ask import Question, answer
@@ -24,7 +26,8 @@ from medsynth.stages.workspace import Workspace
 from medsynth.verbs import run_pipeline
 
 THIN, THICK = "16x16x16@1x1x1", "16x16x8@1x1x3"
-TWO_GRIDS = """\
+TWO_GRIDS = (
+    """\
 name: grids
 seed: 5
 cohort: {kind: csv, csv: cohort.csv}
@@ -44,22 +47,9 @@ generate:
   count: 24
   by: size
   sampling: {sampler: flow_euler, evaluations: 2, guidance: 2.0}
-evaluate:
-  benefit: {steps: 2, batch_size: 4, seeds: 1, ratios: [1.0]}
-  bootstrap: 100
-  pictures: 2
-tracking: {system_metrics: false}
-compute: {device: cpu, threads: 1}
 """
-
-
-class Quiet:
-    """A screen that nobody looks at."""
-
-    def say(self, line: str) -> None: ...
-
-    def progress(self) -> Silent:
-        return Silent()
+    + LITTLE_EVIDENCE
+)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -97,7 +87,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(hospital: Path) -> Path:
     """A workspace in which every stage is done. Look, do not touch."""
     folder = hospital / "runs"
-    run_pipeline(load_pipeline(str(hospital / "grids.yaml")), folder, None, force=False, screen=Quiet())  # type: ignore[arg-type]
+    run_pipeline(load_pipeline(str(hospital / "grids.yaml")), folder, None, force=False, screen=Screen(quiet=True))
     return folder
 
 

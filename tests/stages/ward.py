@@ -20,7 +20,18 @@ DICOM_ROWS = range(4)
 """Rows whose scan is a DICOM folder; the others are NIfTI files."""
 SURNAME, FORENAME = "KOWALCZYK", "JADWIGA"
 
-PIPELINE = """\
+LITTLE_EVIDENCE = """\
+evaluate:
+  benefit: {steps: 2, batch_size: 4, seeds: 1, ratios: [1.0]}
+  bootstrap: 100
+  pictures: 2
+tracking: {system_metrics: false}
+compute: {device: cpu, threads: 1}
+"""
+"""The end of a pipeline whose evidence takes seconds."""
+
+PIPELINE = (
+    """\
 name: tiny
 cohort: {kind: csv, csv: cohort.csv}
 conditions:
@@ -38,13 +49,9 @@ denoiser:
   network: {widths: [16], blocks: 1, head_channels: 8, mask_channels: 4}
   training: {steps: 2, batch_size: 2, warmup_steps: 1, validate_every: 2, log_every: 2}
 generate: {count: 4, sampling: {sampler: flow_euler, evaluations: 2}}
-evaluate:
-  benefit: {steps: 2, batch_size: 4, seeds: 1, ratios: [1.0]}
-  bootstrap: 100
-  pictures: 2
-tracking: {system_metrics: false}
-compute: {device: cpu, threads: 1}
 """
+    + LITTLE_EVIDENCE
+)
 
 
 @dataclass(frozen=True)
