@@ -67,7 +67,9 @@ def test_a_pipeline_with_several_grids_survives_being_written_out(tmp_path: Path
 
 
 def test_what_several_grids_must_not_be(tmp_path: Path) -> None:
-    assert "prepare.grids: every size must be a multiple of" in _mistakes(tmp_path, TWO.replace("48]", "46]"))
+    odd = _mistakes(tmp_path, TWO.replace("48]", "46]"))
+    assert "prepare.grids: every size must be a multiple of" in odd
+    assert "found [96, 96, 46]; use [96, 96, 48]" in odd
     same = (
         "prepare: {grids: [{box: [64, 64, 64], spacing_mm: [1, 1, 1]}, {box: [64, 64, 64], spacing_mm: [1, 1, 1]}]}\n"
     )
