@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 20.0
+SECONDS_OF_RESUMING = 1.0
+"""What is reported this soon was done by an earlier run: it says nothing about the pace."""
 
 
 class TerminalProgress:
@@ -36,17 +38,19 @@ class LogProgress:
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        start = last = time.monotonic()
-        done = 0
+        start = last = since = time.monotonic()
+        done = earlier = 0
         self.write(f"{label}: {total} to do")
 
         def advance(more: int) -> None:
-            nonlocal done, last
+            nonlocal done, last, since, earlier
             done += more
             now = time.monotonic()
-            if done and now - last >= SECONDS_BETWEEN_LINES:
+            if now - start < SECONDS_OF_RESUMING:
+                since, earlier = now, done
+            if done > earlier and now - last >= SECONDS_BETWEEN_LINES:
                 last = now
-                left = (now - start) / done * max(total - done, 0)
+                left = (now - since) / (done - earlier) * max(total - done, 0)
                 self.write(f"{label}: {done}/{total}, about {clock(left)} left")
 
         yield advance
