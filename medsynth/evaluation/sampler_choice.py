@@ -22,9 +22,10 @@ from medsynth.seeding import numpy_generator
 Floats = NDArray[np.float64]
 
 RULE = (
-    "A choice is distinguishable from the best where the interval of its KID minus the lowest KID of that feature space "
-    "lies above zero. Recommended is the choice with the fewest network calls among those distinguishable in no space; where "
-    "there is none, among those distinguishable in the fewest. Of equally cheap ones, the one with the lower mean rank."
+    "A choice is as good as the best where the interval of its KID minus the lowest KID of that feature space ends below the "
+    "margin: what the interval of real against real reaches above its value. Recommended is the choice with the fewest network "
+    "calls among those as good in every space; where there is none, among those as good in the most. Of equally cheap ones, the "
+    "one with the lower mean rank."
 )
 
 
@@ -52,14 +53,16 @@ class RealFeatures:
 
 @dataclass(frozen=True)
 class Judged:
-    """One choice in one feature space: its KID, and what it is above the lowest one there."""
+    """One choice in one feature space: its KID, what it is above the lowest one there, and how much that may be."""
 
     kid: Estimate
     above_best: Estimate
+    margin: float
 
     @property
-    def distinguishable(self) -> bool:
-        return self.above_best.low > 0
+    def as_good(self) -> bool:
+        """Shown to be no more than the margin above the best; that too few scans tell nothing apart is not enough."""
+        return self.above_best.high <= self.margin
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,9 @@ class Choice:
     spaces: Mapping[str, Judged]
 
     @property
-    def worse_in(self) -> list[str]:
-        """The spaces in which it is distinguishable from the best."""
-        return [space for space, judged in self.spaces.items() if judged.distinguishable]
+    def short_in(self) -> list[str]:
+        """The spaces in which it was not shown to be as good as the best."""
+        return [space for space, judged in self.spaces.items() if not judged.as_good]
 
 
 @dataclass(frozen=True)
@@ -110,14 +113,15 @@ def tabulate(
             values.append(float(kernels.value()[0]))
             draws.append(kernels.value(drawn, drawn_real))
         best = int(np.argmin(values))
+        kernels = KernelDistance.of(frame.standardise(raw), reference)
+        spread = kernels.value(drawn_training, drawn_real)
+        real[space] = recentred_estimate(float(kernels.value()[0]), spread, resampling.confidence)
         for number, (value, spread) in enumerate(zip(values, draws, strict=True)):
             judged[number][space] = Judged(
                 kid=recentred_estimate(value, spread, resampling.confidence),
                 above_best=recentred_estimate(value - values[best], spread - draws[best], resampling.confidence),
+                margin=real[space].high - real[space].value,
             )
-        kernels = KernelDistance.of(frame.standardise(raw), reference)
-        spread = kernels.value(drawn_training, drawn_real)
-        real[space] = recentred_estimate(float(kernels.value()[0]), spread, resampling.confidence)
     choices = tuple(
         Choice(cell.sampler, cell.evaluations, cell.calls, cell.seconds_per_volume, spaces)
         for cell, spaces in zip(cells, judged, strict=True)
@@ -128,7 +132,7 @@ def tabulate(
 def recommend(choices: Sequence[Choice]) -> Choice:
     """The choice that `RULE` names."""
     ranks = _mean_ranks(choices)
-    order = sorted(range(len(choices)), key=lambda i: (len(choices[i].worse_in), choices[i].calls, ranks[i]))
+    order = sorted(range(len(choices)), key=lambda i: (len(choices[i].short_in), choices[i].calls, ranks[i]))
     return choices[order[0]]
 
 

@@ -76,18 +76,22 @@ def _recommended(table: SamplerTable, stated: Sampling) -> Sampling:
 def _why(table: SamplerTable) -> str:
     chosen = table.recommended
     apart = "; ".join(f"{space} {_told(judged.above_best)}" for space, judged in chosen.spaces.items())
-    alike = sum(not choice.worse_in for choice in table.choices)
-    if alike:
-        first = f"the cheapest of {alike} out of {len(table.choices)} choices that cannot be told from the best in any space"
+    good = sum(not choice.short_in for choice in table.choices)
+    if good:
+        first = (
+            f"the cheapest of {good} out of {len(table.choices)} choices shown to be as good as the best in every space"
+        )
     else:
-        first = "no choice is among the best in every space; the cheapest of those told apart in the fewest"
+        first = (
+            "no choice was shown to be as good as the best in every space, the cheapest of those that were in the most; "
+            "more scans would narrow the intervals"
+        )
     return f"{first}. Its KID above the lowest: {apart}"
 
 
 def _line(choice: Choice) -> str:
     kids = "; ".join(
-        f"{space} {_told(judged.kid)}{' *' if judged.distinguishable else ''}"
-        for space, judged in choice.spaces.items()
+        f"{space} {_told(judged.kid)}{' *' if not judged.as_good else ''}" for space, judged in choice.spaces.items()
     )
     return f"{choice.sampler} {choice.evaluations} ({choice.calls} calls, {choice.seconds_per_volume:.3g} s): {kids}"
 

@@ -1,4 +1,4 @@
-"""The table of samplers on planted features: who is told apart from whom, and who is recommended."""
+"""The table of samplers on planted features: who was shown to be as good as the best, and who is recommended."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def cell(evaluations: int, calls: int, error: float, *, seed: int = 3, spaces: t
 
 def names(cells: list[Cell], **options: int) -> tuple[int, list[list[str]]]:
     table = tabulate(cells, TRAINING, HELD_OUT, RESAMPLING, options.get("seed", 5))
-    return table.recommended.evaluations, [choice.worse_in for choice in table.choices]
+    return table.recommended.evaluations, [choice.short_in for choice in table.choices]
 
 
-def test_the_cheapest_that_cannot_be_told_from_the_best_is_recommended() -> None:
-    chosen, worse = names([cell(4, 4, 1.5), cell(8, 8, 0.6), cell(15, 15, 0.01), cell(30, 30, 0.0)])
+def test_the_cheapest_that_is_as_good_as_the_best_is_recommended() -> None:
+    chosen, short = names([cell(4, 4, 1.5), cell(8, 8, 0.6), cell(15, 15, 0.01), cell(30, 30, 0.0)])
     assert chosen == 15
-    assert worse == [["one", "two"], ["one", "two"], [], []]
+    assert short == [["one", "two"], ["one", "two"], [], []]
 
 
 def test_a_choice_that_is_worse_in_one_space_is_not_recommended() -> None:
-    chosen, worse = names([cell(8, 8, 1.0, spaces=("two",)), cell(30, 30, 0.0)])
-    assert worse[0] == ["two"]
+    chosen, short = names([cell(8, 8, 1.0, spaces=("two",)), cell(30, 30, 0.0)])
+    assert short[0] == ["two"]
     assert chosen == 30
 
 
@@ -61,8 +61,8 @@ def test_pairing_tells_apart_what_intervals_of_each_do_not() -> None:
     table = tabulate([cell(8, 8, 0.18), cell(30, 30, 0.0)], TRAINING, HELD_OUT, RESAMPLING, 5)
     worse, best = (choice.spaces["one"] for choice in table.choices)
     assert worse.kid.low < best.kid.high
-    assert worse.distinguishable
-    assert not best.distinguishable
+    assert worse.above_best.low > 0
+    assert best.above_best.low == best.above_best.high == 0
     unpaired = tabulate([cell(8, 8, 0.18), cell(30, 30, 0.0, seed=4)], TRAINING, HELD_OUT, RESAMPLING, 5)
     widths = [t.choices[0].spaces["one"].above_best for t in (table, unpaired)]
     assert widths[0].high - widths[0].low < 0.8 * (widths[1].high - widths[1].low)
@@ -80,7 +80,27 @@ def test_the_figures_are_those_of_the_kernel_distance() -> None:
     np.testing.assert_allclose(differences, np.array(kids) - min(kids))
 
 
-def test_equal_choices_are_rarely_told_apart() -> None:
-    """Ten pairs of the same distribution with draws of their own: nineteen in twenty are to pass."""
-    told = [names([cell(8, 8, 0.0, seed=s), cell(30, 30, 0.0, seed=s + 100)], seed=s)[1] for s in range(10, 20)]
-    assert sum(bool(worse) for pair in told for worse in pair) <= 3
+def test_real_scans_set_the_margin() -> None:
+    table = tabulate([cell(8, 8, 0.3), cell(30, 30, 0.0)], TRAINING, HELD_OUT, RESAMPLING, 5)
+    for choice in table.choices:
+        for space, judged in choice.spaces.items():
+            assert judged.margin == table.real[space].high - table.real[space].value > 0
+
+
+def test_what_too_few_scans_cannot_tell_apart_is_not_taken_for_good() -> None:
+    """Twelve scans of unrelated draws: the worse choice may be the best, and may be far off; the dearer one is recommended."""
+
+    def few(evaluations: int, error: float, seed: int) -> Cell:
+        whole = cell(evaluations, evaluations, error, seed=seed)
+        return Cell("euler", evaluations, evaluations, 0.5, {s: f[:12] for s, f in whole.features.items()})
+
+    table = tabulate([few(4, 0.4, 11), few(30, 0.0, 12)], TRAINING, HELD_OUT, RESAMPLING, 5)
+    cheap = table.choices[0]
+    assert any(judged.above_best.low < 0 < judged.above_best.high for judged in cheap.spaces.values())
+    assert table.recommended.evaluations == 30
+
+
+def test_equal_choices_on_shared_draws_are_as_good() -> None:
+    """A tenth of a tenth of a deviation apart, seed after seed: the cheaper one is recommended."""
+    for seed in range(10, 20):
+        assert names([cell(8, 8, 0.01, seed=seed), cell(30, 30, 0.0, seed=seed)], seed=seed) == (8, [[], []])
