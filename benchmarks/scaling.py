@@ -4,8 +4,8 @@
     python -m benchmarks.scaling --device cuda --dtype bfloat16 --sides 64 128 256 512
     python -m benchmarks.scaling --parts processes --steps 30              # two cores free, please
 
-Latents are 4x smaller per axis, with 4 channels; the denoiser is the U-Net of `--widths` and `--blocks` (64
-and 96, and one, unless given), the autoencoder has a width of 48. Parts:
+Latents are 4x smaller per axis, with 4 channels; the denoiser is the U-Net of `--widths` and `--blocks` (widths of
+64 and 96 and one block unless given), the autoencoder has a width of 48. Parts:
 
 - `volumes`: one volume generated through the pipeline, sampling and decoding, with `--evaluations` network evaluations;
   and a training step of the denoiser on one latent. Exponents are of cost over voxels, from `--fit-from` on.

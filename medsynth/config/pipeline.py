@@ -86,7 +86,7 @@ class Pipeline(Settings):
         factor = self.autoencoder.network.downsampling * self.denoiser.network.grid_factor
         for grid in self.prepare.every_grid():
             if any(size % factor for size in grid.box):
-                larger = [-size // factor * -factor for size in grid.box]
+                larger = [-(-size // factor) * factor for size in grid.box]
                 wrong.append(
                     f"prepare.{'grids' if self.prepare.grids else 'box'}: every size must be a multiple of {factor} "
                     f"(autoencoder downsampling x denoiser grid), found {list(grid.box)}; use {larger}"

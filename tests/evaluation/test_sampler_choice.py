@@ -80,6 +80,14 @@ def test_the_figures_are_those_of_the_kernel_distance() -> None:
     np.testing.assert_allclose(differences, np.array(kids) - min(kids))
 
 
+def test_equal_choices_are_rarely_told_apart() -> None:
+    """Ten pairs of the same distribution with draws of their own: nineteen in twenty intervals are to hold zero."""
+    pairs = [([cell(8, 8, 0.0, seed=s), cell(30, 30, 0.0, seed=s + 100)], s) for s in range(10, 20)]
+    tables = [tabulate(pair, TRAINING, HELD_OUT, RESAMPLING, seed) for pair, seed in pairs]
+    told = [any(judged.above_best.low > 0 for judged in c.spaces.values()) for table in tables for c in table.choices]
+    assert sum(told) <= 3
+
+
 def test_real_scans_set_the_margin() -> None:
     table = tabulate([cell(8, 8, 0.3), cell(30, 30, 0.0)], TRAINING, HELD_OUT, RESAMPLING, 5)
     for choice in table.choices:
