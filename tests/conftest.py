@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 from medsynth.cli import app
 from medsynth.exits import guarded
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without an NVIDIA GPU the tests that need one are skipped, and say so."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and this machine has none"))
 
 
 @dataclass(frozen=True)

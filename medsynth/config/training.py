@@ -31,6 +31,9 @@ class Training(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where the device computes it natively, else fp32."""
     compile: bool = False
+    """Compile the step first: a minute and more, then faster steps. It needs a C++ compiler."""
+    replay: bool = True
+    """On a GPU, record a step and replay it: small networks train several times faster. One process, no accumulation."""
     checkpoint_minutes: Positive = 5.0
     validate_every: Count = 250
     log_every: Count = 25
@@ -42,6 +45,8 @@ class Compute(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     deterministic: bool = True
+    sampling_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the denoiser's products while scans are drawn; `auto`: bf16 on a GPU that computes it, else fp32."""
     tile_voxels: Count = TILE_VOXELS
     """Most voxels that the autoencoder encodes or decodes at once; more go by overlapping tiles, or one volume after
     another. It bounds the memory beyond the volumes and latents themselves, whatever their size."""

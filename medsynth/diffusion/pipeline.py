@@ -38,6 +38,7 @@ from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, m
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
+from medsynth.precision import Precision, samples_in_bf16
 from medsynth.progress import Progress, Silent
 from medsynth.seeding import torch_generator
 
@@ -84,8 +85,10 @@ class LatentVolumePipeline(DiffusionPipeline):
 
     `objective`, `conditions`, `intensity` and `geometry` are JSON objects: `Objective.to_json`, a declaration
     (`models.conditions`), `IntensityRule.to_json`, and what `diffusion.geometry` says. `tile_voxels`: most voxels that are
-    decoded at once, of one volume; it bounds the memory that decoding takes. Raises ModelFolderError where the parts do
-    not belong together.
+    decoded at once, of one volume; it bounds the memory that decoding takes. The attribute `precision` is that of the
+    denoiser's products while sampling: `auto` is bf16 on a GPU that computes it and fp32 elsewhere. The sampler's own
+    arithmetic and the decoder keep the type of the weights: in bf16 a voxel would be off by several HU. Raises
+    ModelFolderError where the parts do not belong together.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         self.intensity = intensity
         self.geometry = geometry
         self.tile_voxels = tile_voxels
+        self.precision: Precision = "auto"
         self.provenance: dict[str, Any] = {}
         self._sizes = BatchSizes()
         self._check_parts()
@@ -228,7 +232,7 @@ class LatentVolumePipeline(DiffusionPipeline):
     def _kind(self, grid: Grid, guidance: Guidance, masked: bool) -> Hashable:
         """What the memory of a network call depends on besides the number of volumes."""
         scales = frozenset(guidance.scales.items()) if isinstance(guidance.scales, Mapping) else guidance.scales
-        return self.denoiser.device, self.denoiser.dtype, grid.box, scales, masked
+        return self.denoiser.device, self.denoiser.dtype, self.precision, grid.box, scales, masked
 
     @torch.no_grad()
     def _try(self, size: int, grid: Grid, guidance: Guidance, masked: bool) -> None:
@@ -287,8 +291,12 @@ class LatentVolumePipeline(DiffusionPipeline):
 
     def _denoise(self, given: Mapping[str, Tensor], guidance: Guidance) -> Denoise:
         """The function that a sampler takes, for encoded conditions."""
-        given = {name: values.to(self.denoiser.device) for name, values in given.items()}
-        return guided(Denoiser(self.denoiser, Objective(self.objective)), given, guidance.only(given))
+        device = self.denoiser.device
+        given = {name: values.to(device) for name, values in given.items()}
+        denoise = guided(Denoiser(self.denoiser, Objective(self.objective)), given, guidance.only(given))
+        if samples_in_bf16(self.precision, device):
+            denoise = torch.autocast(device.type, torch.bfloat16)(denoise)
+        return denoise
 
     def _scan(self, latent: Tensor, grid: Grid) -> Scan:
         """One latent [C, x, y, z] as a scan in the original unit, the box's centre at the origin of the world."""

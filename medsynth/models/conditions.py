@@ -160,7 +160,8 @@ class GeometryEncoder(nn.Module):
 
     def forward(self, geometry: Tensor) -> Tensor:
         """[B, 6] as `geometry_of` gives it -> [B, width]."""
-        scaled = (geometry - geometry.new_tensor(self.middles)) / geometry.new_tensor(self.halves)
+        columns = zip(geometry.unbind(1), self.middles, self.halves, strict=True)
+        scaled = torch.stack([(column - middle) / half for column, middle, half in columns], 1)
         waves = fourier_features(scaled.flatten() * (math.pi / 2), NUMBER_FREQUENCIES).view(len(geometry), -1)
         return self.mlp(torch.cat([scaled, waves], 1).to(next(self.mlp.parameters()).dtype))
 
@@ -205,15 +206,14 @@ class ConditionEncoder(nn.Module):
             self.mask_null = nn.Parameter(torch.randn(mask_channels) * INITIAL_STD)
 
     def forward(
-        self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int]
+        self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int], device: torch.device
     ) -> tuple[Tensor, Tensor | None]:
         """A token per category, number and geometry [B, T, width], and the mask's features [B, x, y, z, mask_channels].
 
-        `grid` is the latent one; the features are None where no mask is declared. A declared condition that
-        `conditions` lacks is null for every sample. Raises KeyError where that is the geometry.
+        `grid` is the latent one, `device` that of the network; the features are None where no mask is declared. A
+        declared condition that `conditions` lacks is null for every sample. Raises KeyError where that is the geometry.
         """
         tokens: list[Tensor] = []
-        device = next(self.parameters()).device if self.declaration else torch.device("cpu")
         for name, embedding in self.categories.items():
             rows = len(self.declaration[name]["values"]) + 1
             index = conditions.get(name)

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from medsynth.kernels.linear_attention import can_fuse, fused_linear_attention
+
 EPS = 1e-6
 LOWEST_TURN = 1e-2
 """Slowest rotation per voxel, in radians: half a turn over 314 voxels, more than any latent grid is wide."""
@@ -41,6 +43,8 @@ def linear_attention(
     first order: a weight is a sum of positive products, each off by a factor within 1 +- 2u, so a normalised weight is
     within 1 +- 4u of itself, and rounding the values and the output adds u each.
     """
+    if gains is not None and can_fuse(q, k, v, turns, gains):
+        return fused_linear_attention(q, k, v, turns, *gains)
     q_gain, k_gain = gains or (None, None)
     out: Tensor = _LinearAttention.apply(q, k, v, turns, q_gain, k_gain)  # type: ignore[no-untyped-call]
     return out

@@ -35,6 +35,6 @@ class AngleEncoder(nn.Module):
 def grid_waves(grid: Sequence[int], device: torch.device) -> Tensor:
     """Sines and cosines [X, Y, Z, 6 * len(PLACE_WAVES)] of each axis' coordinate, which runs from -1 to 1 over the box."""
     axes = [torch.linspace(-1, 1, size, device=device) if size > 1 else torch.zeros(1, device=device) for size in grid]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[..., None]  # [X, Y, Z, 3, 1]
-    phases = places * (math.pi / 2) * torch.tensor(PLACE_WAVES, device=device)
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) * (math.pi / 2)  # [X, Y, Z, 3]
+    phases = torch.stack([places * wave for wave in PLACE_WAVES], -1)
     return torch.cat([phases.sin(), phases.cos()], -1).flatten(-2)

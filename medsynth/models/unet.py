@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from medsynth.errors import ConfigError, DataError
 from medsynth.models.attention import Attention3D, CrossAttention, Kind
-from medsynth.models.blocks import ChannelNorm, Convolution, Down, ResidualBlock, Up, modulate, remade
+from medsynth.models.blocks import (
+    GROUP_WIDTH,
+    ChannelNorm,
+    Convolution,
+    Down,
+    ResidualBlock,
+    Up,
+    checkpointed,
+    modulate,
+    remade,
+)
 from medsynth.models.conditions import ConditionEncoder, Declaration
 from medsynth.models.steering import PLACE_WAVES, AngleEncoder, grid_waves
 
@@ -33,16 +43,17 @@ class Level(nn.Module):
         kind: Kind,
         looks_at_tokens: bool,
         checkpointing: bool,
+        group_width: int,
     ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
-        self.blocks = nn.ModuleList(ResidualBlock(width, vector_width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(width, vector_width, group_width) for _ in range(blocks))
         self.attention = Attention3D(width, head_channels, kind)
         self.cross = CrossAttention(width, head_channels, vector_width) if looks_at_tokens else None
 
     def forward(self, x: Tensor, vector: Tensor, tokens: Tensor) -> Tensor:
         """[B, X, Y, Z, C], a vector [B, V] and condition tokens [B, T, V] -> [B, X, Y, Z, C]."""
-        run = remade if self.checkpointing and self.training else _at_once
+        run = checkpointed if self.checkpointing and self.training else _at_once
         for block in self.blocks[:-1]:
             x = run(block, x, vector)
         x = run(self.attention, x)
@@ -67,7 +78,8 @@ class LatentUNet(ModelMixin, ConfigMixin):
     serves all). The mask condition joins at the input; everything else steers by scale and shift in every block.
     `positions` tells the first level where in the box each place is: convolutions and linear attention cannot know, and
     a crop that is centred on something cannot be learned without it. `cross_attention` lets every level look at a token per
-    condition as well, `checkpointing` trades a third more time for memory. The output layer starts at zero. `conditions` is a
+    condition as well, `checkpointing` trades a third more time for memory. Convolutions run in groups of
+    `group_width` channels, or full where a width is no multiple of it. The output layer starts at zero. `conditions` is a
     declaration (see `medsynth.models.conditions`) and travels in the config.
     """
 
@@ -85,6 +97,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         positions: bool = False,
         cross_attention: bool = False,
         checkpointing: bool = False,
+        group_width: int = GROUP_WIDTH,
     ) -> None:
         super().__init__()
         kinds = [cast("Kind", kind) for kind in attention]
@@ -98,7 +111,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         self.stem = Convolution(latent_channels + self.condition_encoder.mask_channels, widths[0])
         self.place = nn.Linear(6 * len(PLACE_WAVES), widths[0], bias=False) if positions else None
         levels = [
-            (width, blocks, vector_width, head_channels, kind, cross_attention, checkpointing)
+            (width, blocks, vector_width, head_channels, kind, cross_attention, checkpointing, group_width)
             for width, kind in zip(widths, kinds, strict=True)
         ]
         self.down_levels = nn.ModuleList(Level(*level) for level in levels)
@@ -125,7 +138,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         if any(size % factor for size in grid):
             raise DataError(f"expected a latent grid of multiples of {factor}, found {list(grid)}; use another box")
         angle_vector = self.angle(angle)
-        tokens, field = self.condition_encoder(conditions, x.shape[0], grid)
+        tokens, field = self.condition_encoder(conditions, x.shape[0], grid, x.device)
         vector = nn.functional.silu(angle_vector + tokens.sum(1))
         context = torch.cat([angle_vector[:, None], tokens], 1)
         h = x.movedim(1, -1)

@@ -25,13 +25,14 @@ from medsynth.training.ema import Average
 from medsynth.training.guard import Guard
 from medsynth.training.learner import Learner
 from medsynth.training.records import Record
+from medsynth.training.replay import Losses, Replay
 from medsynth.training.schedule import learning_rate, planned_steps, share_done
 from medsynth.training.signals import StopRequest
 from medsynth.training.window import Window
 
 AGREE_EVERY = 10
 """Steps between two looks at the losses on a GPU, and between two talks of several processes: both stall the device."""
-NEUTRAL = frozenset({"log_every", "checkpoint_minutes", "compile"})
+NEUTRAL = frozenset({"log_every", "checkpoint_minutes", "compile", "replay"})
 """Settings that a checkpoint may differ in: they do not touch the weights."""
 
 Clock = Callable[[], float]
@@ -49,6 +50,11 @@ class Task(nn.Module, ABC):
     """Figure of `validate` whose smallest value picks the weights that are kept; None keeps the last average."""
     look_every = 0
     """Validations from one `look` to the next; 0: none."""
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the losses depend on nothing but the batch and the weights, so that a step can be recorded."""
+        return self.opponent is None
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,6 +145,9 @@ class _Run:
         self.model, *optimisers = self.accelerator.prepare(task, *(each.optimiser for each in self.learners.values()))
         for learner, optimiser in zip(self.learners.values(), optimisers, strict=True):
             learner.optimiser = optimiser
+        self.losses_of: Callable[[Batch], Losses] = self._compute
+        if settings.replay and self._can_replay:
+            self.losses_of = Replay(self._compute, list(self.learners[""].names))
         self.average = Average(self.network, settings.ema_decay)
         self.best: dict[str, Tensor] = {}
         self.best_value: float | None = None
@@ -153,6 +162,11 @@ class _Run:
         self.seconds = self._before
         self.share = share_done(settings, self.step, self.seconds)
         self._saved_at = self.seconds
+
+    @property
+    def _can_replay(self) -> bool:
+        alone = self.accelerator.num_processes == 1 and self.settings.accumulate == 1
+        return alone and self.accelerator.device.type == "cuda" and self.task.replayable
 
     @property
     def finished(self) -> bool:
@@ -206,12 +220,16 @@ class _Run:
         for _ in range(self.settings.accumulate):
             batch = batches.next()
             with self.accelerator.accumulate(self.model):
-                losses = self.model(batch)
-                self.accelerator.backward(sum(losses[learner.loss] for learner in self.learners.values()))
+                losses = self.losses_of(batch)
                 self.window.add_losses(losses)
                 norm, *_ = [learner.step(self.accelerator) for learner in self.learners.values()]
         self.window.end_step(self.step + 1, norm)
         self.average.update()
+
+    def _compute(self, batch: Batch) -> Losses:
+        losses: Losses = self.model(batch)
+        self.accelerator.backward(sum(losses[learner.loss] for learner in self.learners.values()))
+        return losses
 
     def _agree(self, asked: bool) -> tuple[bool, float]:
         """Whether any process was asked to stop, and the first one's clock, the same on every process."""

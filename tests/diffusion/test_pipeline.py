@@ -187,3 +187,17 @@ def test_decoding_keeps_to_the_voxels_that_were_allowed(build, tmp_path):
     tiled.tile_voxels = 64
     with pytest.raises(ConfigError, match="tile_voxels: expected at least"):
         tiled(seeds=[5], **FAST)
+
+
+def test_products_are_of_half_precision_where_asked_for_and_latents_are_not(pipeline):
+    seen = []
+    pipeline.denoiser.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    latents = {}
+    for precision in ("auto", "fp32", "bf16"):
+        pipeline.precision = precision
+        latents[precision] = pipeline(seeds=[3], **FAST).latents
+    assert seen == [False] * 6 + [True] * 3
+    assert torch.equal(latents["auto"], latents["fp32"])
+    assert latents["bf16"].dtype == torch.float32
+    assert not torch.equal(latents["bf16"], latents["fp32"])
+    torch.testing.assert_close(latents["bf16"], latents["fp32"], rtol=0.05, atol=0.05)

@@ -29,6 +29,8 @@ DECLARATION: Declaration = {
     "diameter_mm": {"kind": "number", "range": [3.0, 40.0], "unit": "mm", "dropout": 0.5},
     "nodule": {"kind": "mask", "labels": {"nodule": 1, "vessel": 7}, "dropout": 0.25},
 }
+
+CPU = torch.device("cpu")
 GRID = (3, 2, 4)
 
 
@@ -160,17 +162,17 @@ def test_random_drop_of_one_condition_is_blind_to_the_others() -> None:
 def test_null_absent_and_dropped_are_one() -> None:
     network = encoder()
     full = encode(DECLARATION, [{"diagnosis": "benign", "diameter_mm": 9.0}] * 2, masks(2))
-    nothing, empty = network(drop(full, full), 2, GRID), network({}, 2, GRID)
+    nothing, empty = network(drop(full, full), 2, GRID, CPU), network({}, 2, GRID, CPU)
     assert torch.equal(nothing[0], empty[0])
     assert torch.equal(nothing[1], empty[1])
-    assert not torch.allclose(network(full, 2, GRID)[0], nothing[0])
+    assert not torch.allclose(network(full, 2, GRID, CPU)[0], nothing[0])
 
 
 def test_conditions_add_up_and_do_not_mix() -> None:
     """A token each: what a category says does not depend on the number beside it."""
     network = encoder()
     rows = [{"diagnosis": d, "diameter_mm": n} for d in ("benign", "malignant") for n in (5.0, 30.0)]
-    v = network(encode(DECLARATION, rows), 4, GRID)[0].sum(1)
+    v = network(encode(DECLARATION, rows), 4, GRID, CPU)[0].sum(1)
     torch.testing.assert_close(v[2] - v[0], v[3] - v[1])
     assert (v[2] - v[0]).norm() > 0.1
     assert (v[1] - v[0]).norm() > 0.01
@@ -179,7 +181,7 @@ def test_conditions_add_up_and_do_not_mix() -> None:
 def test_near_numbers_are_near_and_far_numbers_are_far() -> None:
     network = encoder()
     rows = [{"diameter_mm": value} for value in (10.0, 10.01, 35.0)]
-    v = network(encode(DECLARATION, rows), 3, GRID)[0]
+    v = network(encode(DECLARATION, rows), 3, GRID, CPU)[0]
     assert (v[1] - v[0]).norm() < 0.1 * (v[2] - v[0]).norm()
 
 
@@ -190,24 +192,24 @@ def test_the_mask_matters_through_its_content_and_place() -> None:
     spot[0, 0, 0, 0, 0] = 1
     other = empty.clone()
     other[0, 0, 0, 0, 0] = 7
-    fields = [network({"nodule": m}, 1, GRID)[1] for m in (empty, spot, other)]
+    fields = [network({"nodule": m}, 1, GRID, CPU)[1] for m in (empty, spot, other)]
     changed = (fields[1] - fields[0]).abs().amax((0, -1)) > 1e-12
     assert changed[0, 0, 0]
     assert not changed[2].any()
     assert not torch.allclose(fields[1], fields[2])
-    vectors = [network({"nodule": m}, 1, GRID)[0] for m in (empty, spot)]
+    vectors = [network({"nodule": m}, 1, GRID, CPU)[0] for m in (empty, spot)]
     assert torch.equal(vectors[0], vectors[1])
-    assert torch.equal(vectors[0], network({}, 1, GRID)[0])
+    assert torch.equal(vectors[0], network({}, 1, GRID, CPU)[0])
 
 
 def test_every_voxel_of_the_mask_reaches_the_field() -> None:
     network = encoder()
     empty = torch.zeros(1, 1, 6, 4, 8, dtype=torch.uint8)
-    blank = network({"nodule": empty}, 1, GRID)[1]
+    blank = network({"nodule": empty}, 1, GRID, CPU)[1]
     for voxel in range(8):
         mask = empty.clone()
         mask[0, 0, 2 + voxel // 4, 2 + voxel // 2 % 2, 2 + voxel % 2] = 1
-        assert not torch.allclose(network({"nodule": mask}, 1, GRID)[1], blank)
+        assert not torch.allclose(network({"nodule": mask}, 1, GRID, CPU)[1], blank)
 
 
 def test_samples_do_not_see_each_other() -> None:
@@ -215,9 +217,9 @@ def test_samples_do_not_see_each_other() -> None:
     rows = [{"diagnosis": "benign"}, {"diagnosis": "malignant", "diameter_mm": 9.0}, {}]
     full = encode(DECLARATION, rows, masks(3))
     full["nodule"][2] = NULL_LABEL
-    vector, field = network(full, 3, GRID)
+    vector, field = network(full, 3, GRID, CPU)
     for i in range(3):
-        alone = network({name: t[i : i + 1] for name, t in full.items()}, 1, GRID)
+        alone = network({name: t[i : i + 1] for name, t in full.items()}, 1, GRID, CPU)
         torch.testing.assert_close(alone[0][0], vector[i])
         torch.testing.assert_close(alone[1][0], field[i])
 
@@ -227,7 +229,7 @@ def test_gradient_reaches_every_row_and_null() -> None:
     rows = [{"diagnosis": "benign", "diameter_mm": 4.0}, {"diagnosis": "malignant"}, {"diameter_mm": 20.0}]
     full = encode(DECLARATION, rows, masks(3))
     full["nodule"][2] = NULL_LABEL
-    vector, field = network(full, 3, GRID)
+    vector, field = network(full, 3, GRID, CPU)
     (vector.square().sum() + field.square().sum()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -237,7 +239,7 @@ def test_gradient_reaches_every_row_and_null() -> None:
 
 def test_without_conditions_there_are_no_tokens() -> None:
     network = ConditionEncoder({}, 12, 2, 5)
-    tokens, field = network({}, 2, GRID)
+    tokens, field = network({}, 2, GRID, CPU)
     assert tokens.shape == (2, 0, 12)
     assert field is None
     assert network.mask_channels == 0

@@ -26,6 +26,7 @@ from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.seeding import torch_generator
 
+CPU = torch.device("cpu")
 THIN = Grid(box=(8, 8, 8), spacing_mm=(1.0, 1.0, 1.0))
 THICK = Grid(box=(8, 8, 8), spacing_mm=(1.0, 1.0, 4.0))
 KINDS = {"kind_of": CategoryCondition(kind="category", values=("a", "b"))}
@@ -76,10 +77,12 @@ def test_its_features_are_scaled_by_the_known_grids() -> None:
         for g in (THIN, THICK)
     ]
     assert scaled == [[0, 0, -1, 0, 0, -1], [0, 0, 1, 0, 0, 1]]
-    tokens, field = ConditionEncoder(DECLARATION, 16, 2, 4)(encode(DECLARATION, [{"grid": str(THIN)}]), 1, (4, 4, 4))
+    tokens, field = ConditionEncoder(DECLARATION, 16, 2, 4)(
+        encode(DECLARATION, [{"grid": str(THIN)}]), 1, (4, 4, 4), CPU
+    )
     assert tokens.shape == (1, 2, 16) and field is None
     with pytest.raises(KeyError, match="grid"):
-        ConditionEncoder(DECLARATION, 16, 2, 4)({}, 1, (4, 4, 4))
+        ConditionEncoder(DECLARATION, 16, 2, 4)({}, 1, (4, 4, 4), CPU)
 
 
 def _network(kind: str, declaration: Declaration) -> nn.Module:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from medsynth.training import devices
+from medsynth import precision
 
 
 @pytest.fixture(autouse=True)
 def processor_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_cpu_flags", frozenset)
+    monkeypatch.setattr(precision, "_cpu_flags", frozenset)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from toy_task import ToyTask, settings
 
+from medsynth import precision
 from medsynth.errors import ConfigError, DivergenceError, InterruptedRun
-from medsynth.training import devices
-from medsynth.training.devices import computes_bf16, open_accelerator, resolve_precision, rows_of_process
+from medsynth.precision import computes_bf16
+from medsynth.training.devices import open_accelerator, resolve_precision, rows_of_process
 from medsynth.training.loop import train
 from medsynth.training.records import Record
 from medsynth.training.schedule import learning_rate
@@ -253,11 +254,11 @@ def test_bf16_is_computed_where_asked_for(tmp_path):
 
 
 def test_auto_precision_takes_native_bf16_only(monkeypatch):
-    monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
     assert not computes_bf16(CPU)
     assert resolve_precision("auto", CPU) == "fp32"
     assert resolve_precision("bf16", CPU) == "bf16"
-    monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset({"avx512f", "avx512_bf16"}))
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset({"avx512f", "avx512_bf16"}))
     assert resolve_precision("auto", CPU) == "bf16"
     assert computes_bf16(CPU)
     assert resolve_precision("fp32", CPU) == "fp32"

@@ -1,0 +1,1 @@
+"""Fused kernels for NVIDIA GPUs, each beside its twin in plain PyTorch."""

@@ -1,0 +1,35 @@
+"""The types of number that a device is good at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+NATIVE_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
+"""Instruction sets of x86 processors that multiply in bf16 and add up in float32."""
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether `device` has arithmetic units for bf16; emulation, which is slower than fp32, does not count."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and not NATIVE_BF16.isdisjoint(_cpu_flags())
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Instruction sets of this processor as Linux names them; empty where nothing tells."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    lines = (line.partition(":") for line in text.splitlines())
+    return next((frozenset(value.split()) for name, _, value in lines if name.strip() == "flags"), frozenset())
+
+
+def samples_in_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether a network that draws samples on `device` multiplies in bf16; `auto`: on a GPU that computes it."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and computes_bf16(device))
