@@ -105,3 +105,16 @@ def test_waiting_is_measured():
         batches.next()
         batches.next()
         assert batches.waited_seconds < 0.04
+
+
+@pytest.mark.gpu
+def test_batches_on_a_gpu_are_those_of_the_processor_in_order():
+    def draw(number):
+        return {"noise": noise((3, 8, 8, 8), 0, "noise", number, range(4)), "number": torch.full((4,), number)}
+
+    with Ahead(draw, 5, torch.device("cuda")) as batches:
+        for number in range(5, 45):
+            batch = batches.next()
+            assert batch["noise"].is_cuda
+            assert (batch["number"] == number).all()
+            assert torch.equal(batch["noise"].cpu(), draw(number)["noise"])
