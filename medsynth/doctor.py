@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from medsynth import __version__
+from medsynth.kernels.triton_at_hand import OLDEST_CAPABILITY, obstacle
 
 PACKAGES = (
     "torch",
@@ -79,12 +80,21 @@ def _version(name: str) -> str:
         return "missing"
 
 
+def _fused(capability: int) -> str:
+    """Whether linear attention has kernels of its own on a GPU of this major compute capability."""
+    if capability < OLDEST_CAPABILITY:
+        return "no, the GPU is too old for Triton"
+    why = obstacle()
+    return "yes" if why is None else f"no, several times slower: {why}"
+
+
 def _devices() -> list[str]:
     found = [f"cpu: {torch.get_num_threads()} threads"]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         found.append(
-            f"cuda:{number}: {facts.name}, {facts.total_memory / 1e9:.0f} GB, bf16 {torch.cuda.is_bf16_supported()}"
+            f"cuda:{number}: {facts.name}, {facts.total_memory / 1e9:.0f} GB, bf16 {torch.cuda.is_bf16_supported()}, "
+            f"fused attention: {_fused(facts.major)}"
         )
     if torch.backends.mps.is_available():
         found.append("mps")

@@ -6,16 +6,15 @@ The twin is `_LinearAttention` in `medsynth.models.linear_attention`: the same m
 from __future__ import annotations
 
 import math
-import os
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-AVAILABLE = find_spec("triton") is not None
-INTERPRETED = AVAILABLE and os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton's interpreter runs the kernels on a CPU, slowly, to test them where there is no GPU."""
+from medsynth.kernels.triton_at_hand import OLDEST_CAPABILITY, interpreted, obstacle
+
+AVAILABLE = obstacle() is None
+INTERPRETED = AVAILABLE and interpreted()
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
 HEAD_CHANNELS = range(8, 65)
 """Wider ones want more registers than there are."""
@@ -28,6 +27,8 @@ PROGRAMS = 4 * 132
 def can_fuse(q: Tensor, k: Tensor, v: Tensor, turns: Tensor | None, gains: tuple[Tensor, Tensor] | None) -> bool:
     """Whether `fused_linear_attention` takes these: on a GPU (or in Triton's interpreter), and of a shape it knows."""
     if gains is None or not (INTERPRETED or (AVAILABLE and q.is_cuda and torch.version.hip is None)):
+        return False
+    if q.is_cuda and torch.cuda.get_device_properties(q.device).major < OLDEST_CAPABILITY:
         return False
     tokens = (q, k, v) if turns is None else (q, k, v, turns)
     if any(x.device != q.device for x in (*tokens, *gains)) or any(x.stride(-1) != 1 for x in tokens):

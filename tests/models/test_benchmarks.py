@@ -79,6 +79,86 @@ def test_slow_work_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1 + 4
 
 
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of which nothing is asked but to wait, and to say how much memory it used: 7 MiB, and 5 of them before."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 5 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7 * 2**20)
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_on_a_gpu_two_runs_warm_up_and_slow_work_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    harness.best_seconds(lambda: calls.append(1), "cuda", most=3)
+    assert len(calls) == 2 + 3
+    monkeypatch.setattr(harness, "GPU_SLOW_SECONDS", 0.0)
+    harness.best_seconds(lambda: calls.append(1), "cuda", most=3)
+    assert len(calls) == 2 + 3 + 1
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_a_work_that_does_not_fit_the_gpu_leaves_the_others_their_figures() -> None:
+    def too_much() -> None:
+        raise torch.OutOfMemoryError
+
+    works = {"large": too_much, "small": lambda: None}
+    row = harness.costs(lambda: ({"parameters": 3}, works), (), "cuda", peaks=["small"])
+    assert row["out_of_memory"] is True
+    assert row["parameters"] == 3
+    assert row["small_peak_mib"] == 2
+    assert row["small_seconds"] >= 0
+    assert not {key for key in row if key.startswith("large")}
+    assert harness.cell(row, "large_seconds", 15, 3).strip() == "out of memory"
+    assert harness.cell({}, "large_seconds", 15, 3).strip() == "not seen"
+    with pytest.raises(ZeroDivisionError):
+        harness.costs(lambda: ({}, {"wrong": lambda: 1 // 0}), (), "cuda")
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_a_network_that_does_not_fit_the_gpu_is_a_row_of_its_own() -> None:
+    def prepare() -> None:
+        raise torch.OutOfMemoryError
+
+    row = {"network": "medsynth", "side": 8, **harness.costs(prepare, (), "cuda")}
+    assert row == {"network": "medsynth", "side": 8, "out_of_memory": True}
+    assert denoiser.table([row]).count("out of memory") == 3
+
+
+def test_a_kind_that_runs_out_of_memory_has_no_part_in_exponents() -> None:
+    rows = [{"kind": "linear", "tokens": n, "pass_seconds": float(n)} for n in (10, 100, 1000)]
+    rows += [{"kind": "softmax", "tokens": n, "pass_seconds": float(n**2)} for n in (10, 100)]
+    rows += [{"kind": "softmax", "tokens": 1000, "out_of_memory": True}]
+    assert attention.summary(rows, 10)["softmax_exponent"] == pytest.approx(2)
+    found = attention.with_exponents(rows)
+    assert [row["exponent"] for row in found][-1] is None
+    assert attention.table(found).splitlines()[-1].split()[-3:] == ["out", "of", "memory"]
+
+
+def test_only_a_gpu_has_room_for_ours_untiled_and_the_peer_never_takes_512_at_once() -> None:
+    assert autoencoder.ways(128, "cuda", 256, 512) == [("medsynth", False), ("monai-maisi", False)]
+    assert autoencoder.ways(256, "cuda", 256, 512) == [("medsynth", True), ("medsynth", False), ("monai-maisi", False)]
+    assert autoencoder.ways(256, "cpu", 256, 128) == [("medsynth", True)]
+    assert autoencoder.ways(512, "cuda", 256, 512) == [("medsynth", True), ("monai-maisi", True)]
+
+
+def test_windows_of_the_peer_cover_the_volume() -> None:
+    z = torch.randn(1, 1, 6, 7, 5)
+    whole = torch.nn.functional.interpolate(z, scale_factor=4.0)
+    seen: list[tuple[int, ...]] = []
+
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(x.shape[2:]))
+        return torch.nn.functional.interpolate(x, scale_factor=4.0)
+
+    torch.testing.assert_close(autoencoder.decode_in_windows(decode, z, window=4), whole)
+    assert set(seen) == {(4, 4, 4)}
+    seen.clear()
+    torch.testing.assert_close(autoencoder.decode_in_windows(decode, z, window=80), whole)
+    assert seen == [(6, 7, 5)]
+
+
 @pytest.mark.slow
 def test_it_measures_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
@@ -117,13 +197,13 @@ def test_the_softmax_network_is_measured_beside_ours(tmp_path: Path, capsys: pyt
 @pytest.mark.slow
 def test_the_networks_have_about_as_many_parameters() -> None:
     with torch.device("meta"):
-        sizes = [denoiser.parameters(denoiser.build(name, (128, 256, 384), 16)) for name in denoiser.NETWORKS]
+        sizes = [denoiser.parameters(denoiser.build(name, (128, 256, 384))) for name in denoiser.NETWORKS]
     assert max(sizes) < 1.25 * min(sizes)
 
 
 @pytest.mark.slow
 def test_the_networks_run() -> None:
-    cases = [(name, 8, (32, 32, 32), 16, "cpu", "float32", 1) for name in denoiser.NETWORKS]
+    cases = [(name, 8, (32, 32, 32), None, "cpu", "float32", 1) for name in denoiser.NETWORKS]
     for case in cases:
         facts, works = denoiser.prepare(*case)
         assert facts["parameters"] > 0
