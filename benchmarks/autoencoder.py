@@ -5,7 +5,16 @@
 
 Both take one channel to 4 channels at 4x per axis. MAISI's is MONAI's `AutoencoderKlMaisi` with the sizes of its published
 configuration (64, 128 and 256 channels, two blocks per level, no attention) and random weights; ours has those of
-`--width` and `--blocks`. From `--tiled-from` voxels per axis on ours works in tiles. Batch of one, no gradients.
+`--width` and `--blocks`. From `--tiled-from` voxels per axis on ours works in tiles, and on a GPU of 256 also without.
+Batch of one, no gradients.
+
+With `--dtype bfloat16` MAISI's runs as its own inference does on 80 GB: autocast and group norms in float16, convolutions on
+two halves of a volume, one after the other (`norm_float16` of config_maisi3d-rflow.json, `autoencoder_tp_num_splits` of
+config_infer_80g_512x512x512.json, in generation/maisi/configs of github.com/Project-MONAI/tutorials at 210a063d). What is
+larger than 80^3 latent voxels is decoded in windows of that size that share 0.4 of their length, as that file and
+`ldm_conditional_sample_one_image` of scripts/sample.py have it, and put together on the CPU. From 500 voxels per axis on its
+layers send whole activations through the host's memory (`MaisiGroupNorm3D._cat_inputs`), which takes minutes; there it is
+measured in windows alone, decoding.
 """
 
 from __future__ import annotations
@@ -15,17 +24,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Works, costs, over, setting, write
+from benchmarks.harness import Works, cell, costs, limit_threads, millions, noise, over, setting, write
 
 OURS, PEER = "medsynth", "monai-maisi"
+WINDOW, SHARED = 80, 0.4
+"""Latent voxels along each axis of MAISI's windows, and the share of them that neighbours share."""
+PEER_WHOLE_BELOW = 500
+WARM = 64
+"""Voxels per axis of what warms a network up; less cannot be halved for MAISI's convolutions."""
+UNTILED_SIDE = 256
+FIGURES = ("encode_seconds", "decode_seconds", "peak_mib")
 
 
-def build(name: str, width: int, blocks: int) -> Any:
+def build(name: str, width: int, blocks: int, dtype: str) -> Any:
     """The network in evaluation mode."""
     if name == OURS:
         from medsynth.models.autoencoder import KLAutoencoder
 
         return KLAutoencoder(downsampling=4, latent_channels=4, width=width, blocks=blocks).eval()
+    return maisi(frugal=dtype == "bfloat16").eval()
+
+
+def maisi(*, frugal: bool, save_mem: bool = True) -> Any:
+    """MAISI's network; `frugal` as its inference sets it, `save_mem` (MONAI's default) gives memory back after each layer."""
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 
     return AutoencoderKlMaisi(
@@ -42,62 +63,93 @@ def build(name: str, width: int, blocks: int) -> Any:
         with_decoder_nonlocal_attn=False,
         use_checkpointing=False,
         use_convtranspose=False,
-        norm_float16=False,
-        num_splits=1,
+        norm_float16=frugal,
+        num_splits=2 if frugal else 1,
         dim_split=1,
         print_info=False,
-        save_mem=True,
-    ).eval()
+        save_mem=save_mem,
+    )
+
+
+def decode_in_windows(decode: Callable[[Any], Any], z: Any, window: int = WINDOW) -> Any:
+    """MAISI's way to decode z [1, C, x, y, z]: whole where it is smaller than a window, else window by window.
+
+    The windows' volumes are weighted by a Gaussian and added up on the CPU (`dynamic_infer` of its scripts/utils.py).
+    """
+    import torch
+    from monai.inferers.inferer import SlidingWindowInferer
+
+    if z[0, 0].numel() < window**3:
+        return decode(z)
+    inferer = SlidingWindowInferer(
+        roi_size=[window] * 3,
+        sw_batch_size=1,
+        mode="gaussian",
+        overlap=SHARED,
+        sw_device=z.device,
+        device=torch.device("cpu"),
+    )
+    return inferer(network=decode, inputs=z)
 
 
 def prepare(
     name: str, side: int, width: int, blocks: int, tiled: bool, device: str, dtype: str, threads: int
 ) -> tuple[dict[str, Any], Works]:
-    """Encoding side^3 voxels to the mean of the posterior, and decoding."""
+    """Encoding side^3 voxels to the mean of the posterior, and decoding; `tiled` is in windows for MAISI's."""
     import torch
 
-    from medsynth.seeding import torch_generator
-
-    torch.set_num_threads(threads)
-    network = build(name, width, blocks).to(device)
-    x = torch.rand(1, 1, side, side, side, generator=torch_generator(0, "autoencoder benchmark")).to(device)
-    z = torch.randn(1, 4, *(side // 4,) * 3, generator=torch_generator(1, "autoencoder benchmark")).to(device)
+    limit_threads(threads, device)
+    network = build(name, width, blocks, dtype).to(device)
+    x = noise((1, 1, side, side, side), device, "autoencoder benchmark", "voxels")
+    z = noise((1, 4, *(side // 4,) * 3), device, "autoencoder benchmark", "latent")
     if name == OURS:
         encode = network.encode_tiled if tiled else network.encode_latent
         decode = network.decode_tiled if tiled else network.decode_latent
     else:
         encode, decode = network.encode, network.decode
 
-    def quietly(function: Callable[[Any], Any], given: Any) -> None:
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            function(given)
+    half = torch.bfloat16 if name == OURS else torch.float16
 
-    quietly(encode, x[..., :16, :16, :16])  # what the first call sets up is not counted
-    quietly(decode, z[..., :4, :4, :4])
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    facts = {"network": name, "side": side, "tiled": tiled, "parameters": parameters}
+    def quietly(function: Callable[..., Any], *given: Any) -> None:
+        with torch.no_grad(), torch.autocast(device, half, enabled=dtype == "bfloat16"):
+            function(*given)
+
+    facts = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+    if name == PEER and tiled:
+        quietly(decode, z[..., :WINDOW, :WINDOW, :WINDOW])  # what the first call sets up is not counted
+        return facts, {"decode": lambda: quietly(decode_in_windows, decode, z)}
+    quietly(encode, x[..., :WARM, :WARM, :WARM])
+    quietly(decode, z[..., : WARM // 4, : WARM // 4, : WARM // 4])
     return facts, {"encode": lambda: quietly(encode, x), "decode": lambda: quietly(decode, z)}
+
+
+def ways(side: int, device: str, tiled_from: int, peer_up_to: int) -> list[tuple[str, bool]]:
+    """What is measured at a size, as networks and whether they work in parts; the first is ours as it comes."""
+    tiled = side >= tiled_from
+    untiled = [(OURS, False)] if tiled and device == "cuda" and side == UNTILED_SIDE else []
+    return [(OURS, tiled), *untiled, *([(PEER, side >= PEER_WHOLE_BELOW)] if side <= peer_up_to else [])]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as lines of text, the peer's with its ratio to ours."""
-    lines = [
-        f"{'network':<14}{'side':>5}{'Mparam':>8}"
-        + "".join(f"{name:>12}" for name in ("encode s", "decode s", "peak MiB"))
-    ]
-    ours = {row["side"]: row for row in rows if row["network"] == OURS}
-    for row in rows:
-        peak = max(row["encode_peak_mib"], row["decode_peak_mib"])
-        lines.append(
-            f"{row['network']:<14}{row['side']:>5}{row['parameters'] / 1e6:>8.2f}"
-            f"{row['encode_seconds']:>12.3f}{row['decode_seconds']:>12.3f}{peak:>12.0f}"
-        )
+    heads = "".join(f"{name:>15}" for name in ("encode s", "decode s", "peak MiB"))
+    lines = [f"{'network':<22}{'side':>5}{'Mparam':>8}{heads}"]
+    ours = {row["side"]: _with_peak(row) for row in reversed(rows) if row["network"] == OURS}  # the first of each size
+    for row in map(_with_peak, rows):
+        named = row["network"] + (", in parts" if row["tiled"] else "")
+        figures = zip(FIGURES, (3, 3, 0), strict=True)
+        cells = "".join(cell(row, figure, 15, digits) for figure, digits in figures)
+        lines.append(f"{named:<22}{row['side']:>5}{millions(row, 'parameters', 8)}{cells}")
         if row["network"] == PEER:
             base = ours[row["side"]]
-            small = max(base["encode_peak_mib"], base["decode_peak_mib"])
-            ratios = [row["encode_seconds"] / base["encode_seconds"], row["decode_seconds"] / base["decode_seconds"]]
-            lines.append(f"{'  over ours':<27}{ratios[0]:>12.1f}{ratios[1]:>12.1f}{over(peak, small):>12}")
+            ratios = [over(row[key], base[key]) if key in row and key in base else "-" for key in FIGURES]
+            lines.append(f"{'  over ours':<35}" + "".join(f"{ratio:>15}" for ratio in ratios))
     return "\n".join(lines)
+
+
+def _with_peak(row: dict[str, Any]) -> dict[str, Any]:
+    peaks = [row[key] for key in ("encode_peak_mib", "decode_peak_mib") if key in row]
+    return row | ({"peak_mib": max(peaks)} if peaks else {})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -116,12 +168,10 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     record = {**setting(options.device, options.threads, options.dtype), "rows": rows}
     for side in sorted(options.sides):
-        for name in (OURS, PEER):
-            if name == PEER and side > options.peer_up_to:
-                continue
-            tiled = name == OURS and side >= options.tiled_from
+        for name, tiled in ways(side, options.device, options.tiled_from, options.peer_up_to):
             shared = (options.width, options.blocks, tiled, options.device, options.dtype, options.threads)
-            rows.append(costs(prepare, (name, side, *shared), options.device, most=3))
+            found = costs(prepare, (name, side, *shared), options.device, most=3)
+            rows.append({"network": name, "side": side, "tiled": tiled, **found})
             print(table(rows).splitlines()[-1], flush=True)
             write(f"autoencoder-{options.device}-{options.dtype}", record, options.out)
     print(table(rows))

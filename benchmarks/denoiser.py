@@ -1,7 +1,7 @@
 """Time and memory of the denoising networks: medsynth's against MONAI's U-Net of about as many parameters.
 
     python -m benchmarks.denoiser                              # latents of 16^3, 32^3 and 64^3, one thread
-    python -m benchmarks.denoiser --device cuda --dtype bfloat16 --every-level-up-to 64
+    python -m benchmarks.denoiser --device cuda --dtype bfloat16 --group-width 64 --every-level-up-to 64
 
 Side by side, batch of one, 4 latent channels: medsynth's U-Net with linear attention at every level, also with
 `checkpointing`; its transformer; MONAI's `DiffusionModelUNet` (a) as its 3D latent diffusion tutorial lays it out, with
@@ -13,11 +13,11 @@ training step is forward, backward and AdamW; its memory holds gradients and Ada
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Works, costs, over, setting, write
+from benchmarks.harness import Works, adamw, cell, costs, limit_threads, millions, noise, over, setting, write
 
 CHANNELS = 4
 HEAD_CHANNELS = 32
@@ -29,31 +29,49 @@ MONAI = (TUTORIAL, EVERY_LEVEL)
 FIGURES = ("step_seconds", "forward_seconds", "step_peak_mib")
 
 
-def build(name: str, widths: tuple[int, ...]) -> Any:
+def build(name: str, widths: tuple[int, ...], group_width: int | None = None) -> Any:
     """The network, in float32 on the CPU."""
-    from medsynth.models.transformer import LatentTransformer
+    if name in (OURS, CHECKPOINTED):
+        return _ours(widths, group_width, checkpointing=name == CHECKPOINTED)
+    return _other(name, _size(name, widths, group_width), group_width)
+
+
+def _ours(widths: tuple[int, ...], group_width: int | None, *, checkpointing: bool) -> Any:
     from medsynth.models.unet import LatentUNet
 
-    def ours() -> Any:
-        return LatentUNet(
-            CHANNELS, 4, widths, 2, ("linear",), HEAD_CHANNELS, 16, None, checkpointing=name == CHECKPOINTED
-        )
+    return LatentUNet(
+        latent_channels=CHANNELS,
+        downsampling=4,
+        widths=widths,
+        blocks=2,
+        attention=("linear",),
+        head_channels=HEAD_CHANNELS,
+        checkpointing=checkpointing,
+        **_groups(group_width),
+    )
 
-    if name in (OURS, CHECKPOINTED):
-        return ours()
+
+def _other(name: str, size: int, group_width: int | None) -> Any:
+    from medsynth.models.transformer import LatentTransformer
+
     if name == TRANSFORMER:
-        return _like(ours, lambda depth: LatentTransformer(CHANNELS, 4, TRANSFORMER_WIDTH, depth), range(1, 13))
-    return _like(ours, lambda width: _monai(name, width), range(32, 257, 32))
+        return LatentTransformer(CHANNELS, 4, TRANSFORMER_WIDTH, depth=size, **_groups(group_width))
+    return _monai(name, size)
 
 
-def _like(ours: Callable[[], Any], other: Callable[[int], Any], sizes: Iterable[int]) -> Any:
-    """The other network of the size that brings its parameters nearest to those of ours."""
+def _groups(group_width: int | None) -> dict[str, Any]:
+    return {} if group_width is None else {"group_width": group_width}
+
+
+@cache
+def _size(name: str, widths: tuple[int, ...], group_width: int | None) -> int:
+    """Depth or width of the other network that brings its parameters nearest to those of ours."""
     import torch
 
     with torch.device("meta"):  # counted without taking memory
-        target = parameters(ours())
-        size = min(sizes, key=lambda size: abs(parameters(other(size)) - target))
-    return other(size)
+        target = parameters(_ours(widths, group_width, checkpointing=False))
+        sizes = range(1, 13) if name == TRANSFORMER else range(32, 257, 32)
+        return min(sizes, key=lambda size: abs(parameters(_other(name, size, group_width)) - target))
 
 
 def _monai(name: str, width: int) -> Any:
@@ -79,17 +97,15 @@ def parameters(network: Any) -> int:
 
 
 def prepare(
-    name: str, side: int, widths: tuple[int, ...], device: str, dtype: str, threads: int
+    name: str, side: int, widths: tuple[int, ...], group_width: int | None, device: str, dtype: str, threads: int
 ) -> tuple[dict[str, Any], Works]:
     """A training step and a forward pass of one network on a latent of side^3."""
     import torch
 
-    from medsynth.seeding import torch_generator
-
-    torch.set_num_threads(threads)
-    network = build(name, widths).to(device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    x = torch.randn(1, CHANNELS, side, side, side, generator=torch_generator(0, "denoiser benchmark")).to(device)
+    limit_threads(threads, device)
+    network = build(name, widths, group_width).to(device)
+    optimiser = adamw(network, device)
+    x = noise((1, CHANNELS, side, side, side), device, "denoiser benchmark")
     level = torch.tensor([0.5], device=device)
     mixed = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
@@ -110,24 +126,22 @@ def prepare(
 
     predict(x[..., :8, :8, :8]).float().mean().backward()  # what the first call sets up is not counted
     optimiser.zero_grad()
-    facts = {"network": name, "side": side, "parameters": parameters(network)}
-    return facts, {"step": step, "forward": forward}
+    return {"parameters": parameters(network)}, {"step": step, "forward": forward}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as lines of text, with each figure over that of the first network at the same size."""
     heads = [
         f"{'network':<22}{'side':>5}{'Mparam':>8}",
-        *(f"{name:>11}{'ratio':>7}" for name in ("step s", "forward s", "peak MiB")),
+        *(f"{name:>15}{'ratio':>7}" for name in ("step s", "forward s", "peak MiB")),
     ]
     lines = ["".join(heads)]
     ours = {row["side"]: row for row in reversed(rows)}  # the first of each size
     for row in rows:
         base = ours[row["side"]]
-        cells = [
-            f"{row[key]:>11.3f}{over(row[key], base[key]):>7}" if key in row else f"{'not seen':>18}" for key in FIGURES
-        ]
-        lines.append(f"{row['network']:<22}{row['side']:>5}{row['parameters'] / 1e6:>8.2f}{''.join(cells)}")
+        ratios = [over(row[key], base[key]) if key in row and key in base else "" for key in FIGURES]
+        cells = [f"{cell(row, key, 15, 3)}{ratio:>7}" for key, ratio in zip(FIGURES, ratios, strict=True)]
+        lines.append(f"{row['network']:<22}{row['side']:>5}{millions(row, 'parameters', 8)}{''.join(cells)}")
     return "\n".join(lines)
 
 
@@ -138,25 +152,33 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--every-level-up-to", type=int, default=32, help="largest side for softmax attention everywhere"
     )
-    parser.add_argument("--every-level-memory-up-to", type=int, default=16, help="the same, for its memory")
+    parser.add_argument("--every-level-memory-up-to", type=int, default=16, help="the same, for its memory on a CPU")
     parser.add_argument(
         "--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="the first is the base of ratios"
     )
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 256, 384], help="channels per level of ours")
+    parser.add_argument(
+        "--group-width",
+        type=int,
+        default=None,
+        help="channels per group of our convolutions; 16, transformer 8, unless given",
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="JSON file; benchmarks/results/ unless given")
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
-    record = {**setting(options.device, options.threads, options.dtype), "rows": rows}
+    sizes = {"widths": options.widths, "group_width": options.group_width}
+    record = {**setting(options.device, options.threads, options.dtype), **sizes, "rows": rows}
     for side in sorted(options.sides):
         for name in options.networks:
             if name == EVERY_LEVEL and side > options.every_level_up_to:
                 continue
-            case = (name, side, tuple(options.widths), options.device, options.dtype, options.threads)
-            seen = name != EVERY_LEVEL or side <= options.every_level_memory_up_to
-            rows.append(costs(prepare, case, options.device, peaks=["step"] if seen else ()))
+            shared = (tuple(options.widths), options.group_width, options.device, options.dtype, options.threads)
+            seen = name != EVERY_LEVEL or options.device == "cuda" or side <= options.every_level_memory_up_to
+            found = costs(prepare, (name, side, *shared), options.device, peaks=["step"] if seen else ())
+            rows.append({"network": name, "side": side, **found})
             print(table([row for row in rows if row["side"] == side]).splitlines()[-1], flush=True)
             write(f"denoiser-{options.device}-{options.dtype}", record, options.out)
     print(table(rows))

@@ -11,7 +11,10 @@ Latents are 4x smaller per axis, with 4 channels; the denoiser is the U-Net of `
   and a training step of the denoiser on one latent. Exponents are of cost over voxels, from `--fit-from` on.
 - `conditions`: generating a volume of `--condition-side` with one condition, with two, and guided by one and by each.
 - `processes`: samples per second of the training loop with one process, with one of two threads, and with two processes
-  under torchrun. Wall-clock means little on a machine that others use; samples per CPU second stand beside it.
+  under torchrun, on a CPU alone. Wall-clock means little on a machine that others use; samples per CPU second stand
+  beside it.
+
+With `--dtype bfloat16` the denoiser multiplies in bfloat16; the pipeline always decodes in float32.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.growth import exponent
-from benchmarks.harness import Works, costs, over, setting, write
+from benchmarks.harness import Works, adamw, cell, costs, limit_threads, noise, over, setting, write
 
 DOWNSAMPLING, CHANNELS, AUTOENCODER_WIDTH = 4, 4, 48
 CONDITIONS: dict[str, Any] = {
@@ -76,37 +79,32 @@ def prepare_volume(
     import torch
 
     from medsynth.diffusion.objective import Denoiser, Objective
-    from medsynth.seeding import torch_generator
 
-    torch.set_num_threads(threads)
+    limit_threads(threads, device)
     net = network(widths, blocks, {}).to(device)
     pipe = pipeline(side, net, {}).to(device)
+    pipe.precision = "bf16" if dtype == "bfloat16" else "fp32"
     denoiser = Denoiser(net, Objective({"kind": "flow"}))
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
-    generator = torch_generator(0, "scaling benchmark")
-    grid = (side // DOWNSAMPLING,) * 3
-    x, noise = (torch.randn(1, CHANNELS, *grid, generator=generator).to(device) for _ in range(2))
-    angle = torch.tensor([0.7])
-
-    def mixed() -> Any:
-        return torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+    optimiser = adamw(net, device)
+    shape = (1, CHANNELS, *(side // DOWNSAMPLING,) * 3)
+    x, drawn = (noise(shape, device, "scaling benchmark", i) for i in range(2))
+    angle = torch.tensor([0.7], device=device)
 
     def generate() -> None:
         net.eval()
-        with mixed():
-            pipe(seeds=[1], sampler="flow_euler", evaluations=evaluations)
+        pipe(seeds=[1], sampler="flow_euler", evaluations=evaluations)
 
     def step() -> None:
         net.train()
         optimiser.zero_grad()
-        with mixed():
-            loss = denoiser.loss(x, {}, angle, noise).mean()
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss: Any = denoiser.loss(x, {}, angle, drawn).mean()
         loss.backward()
         optimiser.step()
 
     with torch.no_grad():  # what the first call sets up is not counted
-        net(x[..., :8, :8, :8], angle.to(device), {})
-    facts = {"side": side, "denoiser_parameters": sum(weight.numel() for weight in net.parameters())}
+        net(x[..., :8, :8, :8], angle, {})
+    facts = {"denoiser_parameters": sum(weight.numel() for weight in net.parameters())}
     return facts, {"generate": generate, "step": step}
 
 
@@ -114,16 +112,16 @@ def prepare_conditions(
     side: int, widths: tuple[int, ...], blocks: int, evaluations: int, device: str, dtype: str, threads: int
 ) -> tuple[dict[str, Any], Works]:
     """Generating one volume with conditions: one, two, and guided by all at once or by each for itself."""
-    import torch
-
-    torch.set_num_threads(threads)
+    limit_threads(threads, device)
     one = {"diameter_mm": CONDITIONS["diameter_mm"]}
     pipes = {n: pipeline(side, network(widths, blocks, c).eval(), c).to(device) for n, c in ((1, one), (2, CONDITIONS))}
 
+    for pipe in pipes.values():
+        pipe.precision = "bf16" if dtype == "bfloat16" else "fp32"
+
     def generate(conditions: int, guidance: Any) -> None:
         asked = {name: ASKED[name] for name in list(CONDITIONS)[:conditions]}
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            pipes[conditions](asked, seeds=[1], sampler="flow_euler", evaluations=evaluations, guidance=guidance)
+        pipes[conditions](asked, seeds=[1], sampler="flow_euler", evaluations=evaluations, guidance=guidance)
 
     return {"side": side}, {
         "one": lambda: generate(1, 1.0),
@@ -135,15 +133,19 @@ def prepare_conditions(
 
 def exponents(rows: list[dict[str, Any]], fit_from: int) -> dict[str, float | None]:
     """Growth of each figure over the number of voxels, from volumes of fit_from^3 on."""
-    large = [row for row in rows if row["side"] >= fit_from]
-    voxels = [row["side"] ** 3 for row in large]
-    return {figure: exponent(voxels, [max(row[figure], 1e-9) for row in large]) for figure in VOLUME_FIGURES}
+    found = {}
+    for figure in VOLUME_FIGURES:
+        seen = [(row["side"] ** 3, max(row[figure], 1e-9)) for row in rows if row["side"] >= fit_from and figure in row]
+        found[figure] = exponent([voxels for voxels, _ in seen], [value for _, value in seen])
+    return found
 
 
 def volume_table(rows: list[dict[str, Any]], growth: dict[str, float | None]) -> str:
     """A line for each size, and the exponents."""
     lines = [f"{'voxels':<10}" + "".join(f"{figure:>19}" for figure in VOLUME_FIGURES)]
-    lines += [f"{row['side']:>4}^3    " + "".join(f"{row[figure]:>19.3f}" for figure in VOLUME_FIGURES) for row in rows]
+    lines += [
+        f"{row['side']:>4}^3    " + "".join(cell(row, figure, 19, 3) for figure in VOLUME_FIGURES) for row in rows
+    ]
     slopes = ["-" if growth[figure] is None else f"{growth[figure]:.2f}" for figure in VOLUME_FIGURES]
     return "\n".join([*lines, f"{'exponent':<10}" + "".join(f"{slope:>19}" for slope in slopes)])
 
@@ -212,7 +214,7 @@ def throughput(layout: str, steps: int, widths: tuple[int, ...], blocks: int) ->
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the tables and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="all; processes on a CPU alone")
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128, 256], help="voxels per axis")
     parser.add_argument("--fit-from", type=int, default=64, help="smallest side that exponents are fitted to")
     parser.add_argument("--condition-side", type=int, default=128)
@@ -237,22 +239,23 @@ def main(arguments: list[str] | None = None) -> None:
     if "volumes" in options.parts:
         rows = record["volumes"] = []
         for side in sorted(options.sides):
-            rows.append(costs(prepare_volume, (side, *rest), options.device, most=3))
+            rows.append({"side": side, **costs(prepare_volume, (side, *rest), options.device, most=3)})
             record["exponents"] = exponents(rows, options.fit_from)
             write(name, record, options.out)
         print(volume_table(rows, record["exponents"]))
     if "conditions" in options.parts:
-        record["conditions"] = costs(prepare_conditions, (options.condition_side, *rest), options.device, most=3)
-        base = record["conditions"]["one_seconds"]
-        for case in ("one", "two", "guided_by_one", "guided_by_each_of_two"):
-            seconds = record["conditions"][f"{case}_seconds"]
-            print(f"{case:<24}{seconds:>9.3f} s{over(seconds, base):>7}")
-    if "processes" in options.parts:
+        found = costs(prepare_conditions, (options.condition_side, *rest), options.device, most=3)
+        record["conditions"] = {"side": options.condition_side, **found}
+        for figure in ("one_seconds", "two_seconds", "guided_by_one_seconds", "guided_by_each_of_two_seconds"):
+            ratio = over(found[figure], found["one_seconds"]) if figure in found and "one_seconds" in found else ""
+            print(f"{figure.removesuffix('_seconds'):<24}{cell(found, figure, 15, 3)} s{ratio:>7}")
+        write(name, record, options.out)
+    if "processes" in options.parts and options.device == "cpu":
         record["processes"] = [throughput(layout, options.steps, widths, options.blocks) for layout in LAYOUTS]
         for row in record["processes"]:
             rates = f"{row['samples_per_second']:>9.2f} per second{row['samples_per_cpu_second']:>9.2f} per CPU second"
             print(f"{row['layout']:<28}{rates}")
-    write(name, record, options.out)
+        write(name, record, options.out)
 
 
 if __name__ == "__main__":
