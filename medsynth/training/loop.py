@@ -165,8 +165,8 @@ class _Run:
 
     @property
     def _can_replay(self) -> bool:
-        alone = self.accelerator.num_processes == 1 and self.settings.accumulate == 1
-        return alone and self.accelerator.device.type == "cuda" and self.task.replayable
+        plain = self.accelerator.num_processes == 1 and self.settings.accumulate == 1 and not self.settings.compile
+        return plain and self.accelerator.device.type == "cuda" and self.task.replayable
 
     @property
     def finished(self) -> bool:
