@@ -46,6 +46,7 @@ from benchmarks.harness import (
     total_peak_gib,
     write,
 )
+from benchmarks.scaling import pipeline
 
 OURS, OURS_8X, PEER, PEER_CACHED = "medsynth", "medsynth-8x", "maisi", "maisi-cached"
 NETWORKS = (OURS, OURS_8X, PEER, PEER_CACHED)
@@ -77,26 +78,12 @@ def medsynth(name: str, side: int, preset_name: str, evaluations: int, device: s
     import torch
 
     from medsynth.diffusion.objective import Denoiser, Objective
-    from medsynth.diffusion.pipeline import LatentVolumePipeline
     from medsynth.models.autoencoder import KLAutoencoder
 
     downsampling, channels = LATENTS[name]
     denoiser = preset(preset_name, channels, downsampling).eval()
     autoencoder = KLAutoencoder(1, downsampling, channels, WIDTH, BLOCKS).eval()
-    pipe = LatentVolumePipeline(
-        autoencoder=autoencoder,
-        denoiser=denoiser,
-        objective={"kind": "flow"},
-        conditions={},
-        intensity={"kind": "hu_window", "low": -1000.0, "high": 1000.0, "unit": "HU", "reference": None},
-        geometry={
-            "spacing_mm": [1.0, 1.0, 1.0],
-            "box": [side] * 3,
-            "modality": "CT",
-            "unit": "HU",
-            "orientation": "RAS",
-        },
-    ).to(device)
+    pipe = pipeline(side, denoiser, {}, autoencoder).to(device)
     pipe.precision = "bf16" if dtype == "bfloat16" else "fp32"
     x = noise((1, channels, *(side // downsampling,) * 3), device, "generation")
     angle = torch.tensor([0.7], device=device)

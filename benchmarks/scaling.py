@@ -51,13 +51,13 @@ def network(widths: tuple[int, ...], blocks: int, conditions: dict[str, Any]) ->
     return LatentUNet(CHANNELS, DOWNSAMPLING, widths, blocks, ("linear",), 32, 16, conditions)
 
 
-def pipeline(side: int, denoiser: Any, conditions: dict[str, Any]) -> Any:
-    """A generator of side^3 voxels at 1 mm."""
+def pipeline(side: int, denoiser: Any, conditions: dict[str, Any], autoencoder: Any = None) -> Any:
+    """A generator of side^3 voxels at 1 mm, with an autoencoder of width 48 unless another is given."""
     from medsynth.diffusion.pipeline import LatentVolumePipeline
     from medsynth.models.autoencoder import KLAutoencoder
 
     return LatentVolumePipeline(
-        autoencoder=KLAutoencoder(1, DOWNSAMPLING, CHANNELS, AUTOENCODER_WIDTH, 2).eval(),
+        autoencoder=autoencoder or KLAutoencoder(1, DOWNSAMPLING, CHANNELS, AUTOENCODER_WIDTH, 2).eval(),
         denoiser=denoiser,
         objective={"kind": "flow"},
         conditions=conditions,
