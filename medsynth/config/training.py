@@ -46,8 +46,6 @@ class Compute(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     deterministic: bool = True
-    sampling_precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the denoiser's products while scans are drawn; `auto`: bf16 on a GPU that computes it, else fp32."""
     tile_voxels: Count = TILE_VOXELS
     """Most voxels that the autoencoder encodes or decodes at once; more go by overlapping tiles, or one volume after
     another. It bounds the memory beyond the volumes and latents themselves, whatever their size."""

@@ -64,7 +64,7 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         settings = _settings(question, declaration, provenance)
         _check_grid(pipeline.geometry, settings.grid)
         sampling, form = settings.sampling, question.format or settings.format
-        batch_size = settings.batch_size
+        batch_size, pipeline.precision = settings.batch_size, settings.precision
         masks = given_masks(question.masks, declaration)
         if not masks and any(entry["kind"] == "mask" for entry in declaration.values()):
             say("no masks given: the scans are generated without their mask condition; --masks FOLDER gives them one")

@@ -20,7 +20,7 @@ def run(context: Context, folder: Path) -> StageResult:
     model = context.workspace.stage("denoiser") / "model"
     generator = load_model(model).to(pick_device(pipeline.compute.device))
     generator.tile_voxels = pipeline.compute.tile_voxels
-    generator.precision = pipeline.compute.sampling_precision
+    generator.precision = settings.precision
     manifest, _ = prepared(context)
     training = manifest.split("train")
     steers_by_mask = (mask := pipeline.mask()) is not None and mask[1].steer

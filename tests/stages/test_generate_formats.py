@@ -68,6 +68,16 @@ def test_both_hold_the_same_scan_and_mask(finished: Path, tmp_path: Path) -> Non
     assert all((tmp_path / "out" / entry["dicom"] / "image").is_dir() for entry in described["training"])
 
 
+def test_half_precision_moves_voxels_a_little(finished: Path, tmp_path: Path) -> None:
+    usual, half = ask(finished, tmp_path / "usual"), tmp_path / "half"
+    rounded = ask(finished, half, overrides=(*FAST, "precision=bf16"))
+    for before, after in zip(usual, rounded, strict=True):
+        assert before["seed"] == after["seed"]
+        scans = [read_nifti(tmp_path / "usual" / before["image"]), read_nifti(half / after["image"])]
+        apart = np.abs(np.subtract(*(scan.as_tensor().numpy().astype(float) for scan in scans)))
+        assert 0 < apart.max() < 100 and apart.mean() < 10
+
+
 def test_dicom_alone_and_again_from_its_rows(finished: Path, tmp_path: Path) -> None:
     found = ask(finished, tmp_path / "dicom", format="dicom")
     assert not list((tmp_path / "dicom").rglob("*.nii*"))
