@@ -285,12 +285,10 @@ def preset(name: str, latent_channels: int, downsampling: int) -> Any:
     from medsynth.config.base import plain
     from medsynth.config.denoiser import Denoiser
     from medsynth.config.load import load_section
-    from medsynth.models.transformer import LatentTransformer
-    from medsynth.models.unet import LatentUNet
+    from medsynth.stages.denoiser import NETWORKS
 
     settings = plain(load_section(Denoiser, "denoiser", name).network)
-    kind = {"unet": LatentUNet, "transformer": LatentTransformer}[settings.pop("kind")]
-    return kind(latent_channels=latent_channels, downsampling=downsampling, **settings)
+    return NETWORKS[settings.pop("kind")](latent_channels=latent_channels, downsampling=downsampling, **settings)
 
 
 def machine(device: str) -> str:

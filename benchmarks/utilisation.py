@@ -44,8 +44,6 @@ CHANNELS, DOWNSAMPLING = 4, 4
 MATRIX = {"cpu": 512, "cuda": 8192}
 PRODUCTS = 10
 EAGER, REPLAYED, COMPILED, COMPILED_REPLAYED = "eager", "replayed", "compiled", "compiled, replayed"
-WARM_STEPS = 3
-"""Steps before recording: libraries choose and load their kernels then, which no graph can hold."""
 PASSES = 3
 """Forward, and twice as much backward."""
 
@@ -87,59 +85,42 @@ def forward_flops(name: str, side: int, batch: int, device: str) -> int:
 
 
 class Step:
-    """A training step of a network on one batch.
+    """A training step of a network on one batch."""
 
-    `cached`: autocast keeps its casts of the weights, which a recording must not; compiling again for it would take long.
-    """
-
-    def __init__(self, network: Any, side: int, batch: int, device: str, *, cached: bool) -> None:
+    def __init__(self, network: Any, side: int, batch: int, device: str) -> None:
         import torch
 
         from medsynth.diffusion.objective import Denoiser, Objective
 
         shape = (batch, CHANNELS, side, side, side)
-        self.latents, self.noise = (noise(shape, device, "utilisation", part) for part in ("latents", "noise"))
-        self.angles = torch.linspace(0.1, 1.5, batch, device=device)
+        self.batch = {part: noise(shape, device, "utilisation", part) for part in ("latents", "noise")}
+        self.batch["angles"] = torch.linspace(0.1, 1.5, batch, device=device)
         self.denoiser = Denoiser(network, Objective({"kind": "flow"}))
         self.optimiser = adamw(network, device)
         self.device = device
-        self.cached = cached
 
-    def compute(self) -> None:
+    def compute(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Forward and backward."""
         import torch
 
-        with torch.autocast(self.device, torch.bfloat16, cache_enabled=self.cached):
-            loss: Any = self.denoiser.loss(self.latents, {}, self.angles, self.noise).mean()
+        with torch.autocast(self.device, torch.bfloat16):
+            loss: Any = self.denoiser.loss(batch["latents"], {}, batch["angles"], batch["noise"]).mean()
         loss.backward()
+        return {"loss": loss}
 
-    def __call__(self) -> None:
+    def __call__(self, compute: Callable[[dict[str, Any]], Any] | None = None) -> None:
         """A whole step."""
         self.optimiser.zero_grad()
-        self.compute()
+        (compute or self.compute)(self.batch)
         self.optimiser.step()
 
     def replayed(self) -> Callable[[], None]:
-        """The same step with forward and backward recorded as a CUDA graph."""
-        import torch
+        """The same step with forward and backward recorded, as training does it."""
+        from medsynth.training.replay import WARM_STEPS, Replay
 
-        aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_STEPS):
-                self.optimiser.zero_grad()
-                self.compute()
-        torch.cuda.current_stream().wait_stream(aside)
-        self.optimiser.zero_grad()
-        give_back()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # gradients made here are written anew by each replay, never added to
-            self.compute()
-
-        def step() -> None:
-            graph.replay()
-            self.optimiser.step()
-
+        step = partial(self, Replay(self.compute, list(self.denoiser.network.parameters())))
+        for _ in range(WARM_STEPS + 1):
+            step()
         return step
 
 
@@ -149,7 +130,7 @@ def measure(
     """A row for each of the variants of a preset's training step, which are all compiled or none."""
     flops = PASSES * forward_flops(name, side, batch, device)
     network = preset(name, CHANNELS, DOWNSAMPLING).to(device).train()
-    step = Step(network, side, batch, device, cached=variants == (EAGER,))
+    step = Step(network, side, batch, device)
     parameters = sum(weight.numel() for weight in network.parameters())
     known = {"preset": name, "side": side, "batch": batch, "parameters": parameters, "step_tflop": flops / 1e12}
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "fp32", "bf16"]
+from medsynth.config.training import Precision
 
 NATIVE_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """Instruction sets of x86 processors that multiply in bf16 and add up in float32."""

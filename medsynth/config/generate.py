@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from medsynth.config.base import Fraction, Name, Settings
-from medsynth.config.training import Count
+from medsynth.config.training import Count, Precision
 
 Sampler = Literal[
     "ddpm",
@@ -116,9 +116,7 @@ class Generate(Settings):
     sampling: Sampling = Sampling()
     batch_size: Count | Literal["auto"] = "auto"
     """Scans that a GPU computes at once; `auto` finds what its memory holds. A processor computes one at a time."""
-    precision: Annotated[Literal["auto", "fp32", "bf16"], Field(exclude_if=lambda precision: precision == "auto")] = (
-        "auto"
-    )
+    precision: Annotated[Precision, Field(exclude_if=lambda precision: precision == "auto")] = "auto"
     """Of the denoiser's products; `auto`: bf16 on a GPU that computes it, else fp32."""
     ratio_of_training: Annotated[float, Field(gt=0, le=100)] | None = None
     """Instead of `count`: this many times the number of training scans."""

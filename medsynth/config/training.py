@@ -9,6 +9,7 @@ from pydantic import Field
 from medsynth.config.base import Positive, Settings
 
 Count = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "fp32", "bf16"]
 
 TILE_VOXELS = 192**3
 """Voxels of a tile unless told otherwise: about 1 GB of activations in an autoencoder of width 64."""
@@ -28,7 +29,7 @@ class Training(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     clip_norm: Positive = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """`auto`: bf16 where the device computes it natively, else fp32."""
     compile: bool = False
     """Compile the step first: a minute and more, then faster steps. It needs a C++ compiler."""

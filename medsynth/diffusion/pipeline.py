@@ -21,7 +21,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from medsynth.config.grid import Grid
-from medsynth.config.training import TILE_VOXELS
+from medsynth.config.training import TILE_VOXELS, Precision
 from medsynth.diffusion.angle import Denoise, from_flow_time
 from medsynth.diffusion.batch_size import MOST_BY_TRIAL, BatchSize, BatchSizes, unless_out_of_memory
 from medsynth.diffusion.geometry import centred_affine, grids_of, naming
@@ -38,7 +38,7 @@ from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, m
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
-from medsynth.precision import Precision, samples_in_bf16
+from medsynth.precision import samples_in_bf16
 from medsynth.progress import Progress, Silent
 from medsynth.seeding import torch_generator
 

@@ -106,11 +106,11 @@ class Ahead:
         self.waited_seconds = 0.0
         self._draw = draw
         self._number = first
-        self._on_gpu = device.type == "cuda"
         self._device = device
-        self._stream = torch.cuda.Stream(device) if self._on_gpu else None  # type: ignore[no-untyped-call]
-        self._ahead = GPU_AHEAD if self._on_gpu else AHEAD
-        self._pool = ThreadPoolExecutor(GPU_THREADS if self._on_gpu else 1, thread_name_prefix="batches")
+        on_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._ahead = GPU_AHEAD if on_gpu else AHEAD
+        self._pool = ThreadPoolExecutor(GPU_THREADS if on_gpu else 1, thread_name_prefix="batches")
         self._pending: deque[Future[tuple[Batch, torch.cuda.Event | None]]] = deque()
 
     def __enter__(self) -> Ahead:

@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from medsynth.config.training import Precision
 from medsynth.errors import ConfigError
-from medsynth.precision import Precision, computes_bf16
+from medsynth.precision import computes_bf16
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:

@@ -146,7 +146,7 @@ class _Run:
         for learner, optimiser in zip(self.learners.values(), optimisers, strict=True):
             learner.optimiser = optimiser
         self.losses_of: Callable[[Batch], Losses] = self._compute
-        if settings.replay and self._can_replay:
+        if self._replays:
             self.losses_of = Replay(self._compute, list(self.learners[""].names))
         self.average = Average(self.network, settings.ema_decay)
         self.best: dict[str, Tensor] = {}
@@ -164,9 +164,10 @@ class _Run:
         self._saved_at = self.seconds
 
     @property
-    def _can_replay(self) -> bool:
-        plain = self.accelerator.num_processes == 1 and self.settings.accumulate == 1 and not self.settings.compile
-        return plain and self.accelerator.device.type == "cuda" and self.task.replayable
+    def _replays(self) -> bool:
+        asked = self.settings.replay and self.settings.accumulate == 1 and not self.settings.compile
+        alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cuda"
+        return asked and alone and self.task.replayable
 
     @property
     def finished(self) -> bool:
