@@ -35,9 +35,10 @@ def medsynth(run: Run) -> Trained:
     facts: dict[str, Any] = {
         "autoencoder": train_within(task, settings.training, share, run.folder / "autoencoder", identity)
     }
+    variants = {"train": pipeline.denoiser.augment.variants(), "validation": [()]}
     stores = {
-        name: encode_latents(autoencoder, splits[name], run.folder / "latents" / name, device, Silent())
-        for name in ("train", "validation")
+        name: encode_latents(autoencoder, splits[name], run.folder / "latents" / name, device, Silent(), variants=seen)
+        for name, seen in variants.items()
     }
     statistics = LatentStatistics.of(stores["train"])
     autoencoder.set_latent_statistics(statistics.shift, statistics.scale)

@@ -28,17 +28,17 @@ SOFT_LIMIT = 5.0
 SPACES = ("radiomics", "random networks")
 
 
-def random_network_features(volumes: LabelledVolumes, device: torch.device, advance: Advance) -> Floats:
-    """Statistics of feature maps of several untrained 3D networks, side by side: [N, D].
+def random_network_features(volumes: Tensor, device: torch.device, advance: Advance) -> Floats:
+    """Statistics of feature maps of several untrained 3D networks, side by side: [N, D] of volumes [N, 1, X, Y, Z].
 
     A linear kernel on features laid side by side is the mean of the networks' kernels. Random embeddings judge data
     that pretrained ones were never made for (Naeem 2020).
     """
     networks = [_random_weights(number) for number in range(NETWORKS)]
-    per_chunk = max(1, CHUNK_VOXELS // max(1, int(np.prod(volumes.voxels.shape[2:]))))
+    per_chunk = max(1, CHUNK_VOXELS // max(1, int(np.prod(volumes.shape[2:]))))
     rows: list[Tensor] = []
     for start in range(0, len(volumes), per_chunk):
-        voxels = volumes.voxels[start : start + per_chunk].to(device)
+        voxels = volumes[start : start + per_chunk].to(device)
         with torch.inference_mode():
             figures = [_statistics(voxels, [w.to(device) for w in weights]) for weights in networks]
         rows.append(torch.cat(figures, dim=1).double().cpu())
@@ -84,7 +84,7 @@ def extract(
         measured = scan_features(volumes, advance)
         lesions = lesion_features(volumes) if with_lesions else None
         out["radiomics"][name] = measured if lesions is None else np.concatenate([measured, lesions], axis=1)
-        out["random networks"][name] = random_network_features(volumes, device, advance)
+        out["random networks"][name] = random_network_features(volumes.voxels, device, advance)
     return out
 
 

@@ -27,7 +27,7 @@ def _volumes(voxels: torch.Tensor, masks: torch.Tensor | None = None) -> Labelle
 
 def test_features_of_a_scan_do_not_depend_on_the_others(world: World) -> None:
     volumes = world(9, 0)
-    for measure in (radiomics.scan_features, lambda v, a: random_network_features(v, CPU, a)):
+    for measure in (radiomics.scan_features, lambda v, a: random_network_features(v.voxels, CPU, a)):
         together, alone = measure(volumes, _quiet), measure(volumes.take([4]), _quiet)
         np.testing.assert_allclose(together[4], alone[0], rtol=1e-5, atol=1e-6)
 
