@@ -77,3 +77,8 @@ def shift(angle: Tensor, factor: float) -> Tensor:
     In flow time this is t' = s t / (1 + (s - 1) t) (Esser 2024, eq. 23 with s = sqrt(m / n)).
     """
     return torch.atan2(factor * torch.sin(angle), torch.cos(angle))
+
+
+def stretch(angle: Tensor, power: float) -> Tensor:
+    """Even angles moved apart in the middle and together at both ends: tan(phi') = tan(phi)^power, with both ends kept."""
+    return torch.atan2(torch.sin(angle) ** power, torch.cos(angle).clamp_min(0) ** power)

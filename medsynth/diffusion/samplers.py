@@ -5,8 +5,8 @@ the house's own (`angle_steps`). A scheduler is shown its own kind of sample and
 best, both computed from the angle contract, so that every sampler runs on every model. docs/samplers.md says what each is,
 and which schedulers of diffusers are not offered and why.
 
-All walk the same noise levels: even steps of rectified flow's time, moved toward noise by `shift`. Evaluations used, when
-`n` are allowed:
+All walk the same noise levels: steps of rectified flow's time that lie closer toward both ends (`schedulers.SPREAD`), moved
+toward noise by `shift`. Evaluations used, when `n` are allowed:
 
     one per step                                                                 n
     pndm (linear multistep, started by one repeated step)                        n; 1 where n is 2

@@ -35,7 +35,7 @@ from diffusers.schedulers.scheduling_sasolver import SASolverScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from medsynth.diffusion.angle import from_flow_time, to_alpha_bar, to_flow_time, to_sigma
+from medsynth.diffusion.angle import from_flow_time, stretch, to_alpha_bar, to_flow_time, to_sigma
 from medsynth.diffusion.angle import shift as shift_angle
 
 HIGHEST_SIGMA = 80.0
@@ -45,6 +45,10 @@ Starting there from pure noise moves the mean of the result by 1/80 of the data'
 """
 LOWEST_SIGMA = 0.002
 """Noise level that solvers end at which are written for the noise and cannot reach zero (Karras 2022, table 1)."""
+SPREAD = 1.5
+"""Power of tan(phi) by which even times are moved together at both ends. Modes of a latent differ in power by a factor of ten
+thousand and more: fine texture is settled just before the end of the walk, large shapes just after its start. Of even times
+(1) too few lie there, and 21 evaluations of `flow_heun` left texture a half of its spread (docs/samplers.md)."""
 STOCHASTIC_SHARE = (0.2, 0.8)
 """Part of its walk in which SA-Solver adds noise (tau = 1; Xue 2023, section 6: none at either end)."""
 
@@ -94,9 +98,12 @@ _FLOW = {
 
 
 def flow_times(steps: int, shift: float) -> Tensor:
-    """The times walked, [steps] float64 from 1 down: k / steps, moved toward noise by `shift` (`angle.shift`)."""
-    even = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
-    return to_flow_time(shift_angle(from_flow_time(even), shift))
+    """The times walked, [steps] float64 from 1 down: k / steps, stretched by `SPREAD`, moved toward noise by `shift`."""
+    return _walked(torch.arange(steps, 0, -1, dtype=torch.float64) / steps, shift)
+
+
+def _walked(even: Tensor, shift: float) -> Tensor:
+    return to_flow_time(shift_angle(stretch(from_flow_time(even), SPREAD), shift))
 
 
 def make_scheduler(sampler: str, steps: int, *, shift: float = 1.0) -> Any:
@@ -106,7 +113,7 @@ def make_scheduler(sampler: str, steps: int, *, shift: float = 1.0) -> Any:
         scheduler: Any = _FLOW[sampler](num_train_timesteps=steps)
         scheduler.set_timesteps(steps)
         # Even times k / steps come out of set_timesteps; its own `shift` would be applied twice by the Heun one.
-        scheduler.sigmas = _with_shifted(scheduler.sigmas, shift)
+        scheduler.sigmas = _walked(scheduler.sigmas.double(), shift).float()
         return scheduler
     levels = from_flow_time(times * HIGHEST_SIGMA / (1 + HIGHEST_SIGMA))
     to_data = torch.cat([levels, torch.zeros(1, dtype=levels.dtype)])
@@ -120,10 +127,6 @@ def make_scheduler(sampler: str, steps: int, *, shift: float = 1.0) -> Any:
         scheduler.sigmas = to_sigma(to_data).float()
         return scheduler
     return _tabled(_TABLED[sampler], levels.flip(0))
-
-
-def _with_shifted(times: Tensor, shift: float) -> Tensor:
-    return to_flow_time(shift_angle(from_flow_time(times.double()), shift)).float()
 
 
 def _tabled(recipe: _Tabled, levels: Tensor) -> Any:

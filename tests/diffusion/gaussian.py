@@ -1,6 +1,7 @@
 """Data of which the ideal denoiser is known in closed form: every voxel from N(MEAN, STD^2)."""
 
 import math
+from functools import partial
 from unittest import mock
 
 import torch
@@ -12,11 +13,11 @@ from medsynth.seeding import torch_generator
 MEAN, STD = 0.3, 0.5
 
 
-def exact(x, angle):
+def exact(x, angle, std=STD):
     """E[x0 | x] of which x = cos x0 + sin noise."""
     angle = per_sample(angle, x).double()
     cos, sin = torch.cos(angle), torch.sin(angle)
-    gain = cos * STD**2 / (cos**2 * STD**2 + sin**2)
+    gain = cos * std**2 / (cos**2 * std**2 + sin**2)
     return (MEAN + gain * (x - cos * MEAN)).to(x.dtype)
 
 
@@ -24,14 +25,15 @@ def generators(count, seed=0):
     return [torch_generator(seed, "sampler", i) for i in range(count)]
 
 
-def law(sampler, evaluations, shift=1.0):
-    """Mean and standard deviation of the sampler's results, without sampling error.
+def law(sampler, evaluations, shift=1.0, std=STD):
+    """Mean and standard deviation of the sampler's results for data of deviation `std`, without sampling error.
 
     With the exact score every step is affine in x and in the noise that is drawn on the way, so the result is
     N(b, sum of a_i^2), with a_0 for the noise at the start and one further a_i for each draw. They are read from a batch in
     which the first sample has no noise at all and each other one a single 1 in place of one normal number.
     """
-    return law_of(lambda noise, made: sample(exact, noise, sampler, evaluations, made, shift=shift),
+    ideal = partial(exact, std=std)
+    return law_of(lambda noise, made: sample(ideal, noise, sampler, evaluations, made, shift=shift),
                   evaluations if sampler in STOCHASTIC else 0)  # fmt: skip
 
 

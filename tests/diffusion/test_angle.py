@@ -45,3 +45,13 @@ def test_shift_is_the_shift_of_flow_times(factor):
     torch.testing.assert_close(shifted, factor * t / (1 + (factor - 1) * t), rtol=1e-12, atol=1e-12)
     assert shifted[0] == 0
     assert shifted[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_stretch_raises_the_ratio_of_noise_to_signal_to_a_power(power):
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    stretched = A.to_flow_time(A.stretch(A.from_flow_time(t), power))
+    torch.testing.assert_close(stretched, t**power / (t**power + (1 - t) ** power), rtol=1e-12, atol=1e-12)
+    assert stretched[0] == 0
+    assert stretched[5] == pytest.approx(0.5)
+    assert stretched[-1] == pytest.approx(1)

@@ -8,11 +8,13 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from gaussian import MEAN, STD, exact, generators, law
 
+from medsynth.diffusion import schedulers
 from medsynth.diffusion.angle import per_sample, to_flow_time
 from medsynth.diffusion.guidance import Guidance, guided
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.diffusion.samplers import SAMPLERS, STOCHASTIC, TWO_PER_STEP, evaluations_used, sample
 from medsynth.diffusion.scheduler_door import drive
+from medsynth.diffusion.schedulers import SPREAD
 from medsynth.errors import ConfigError
 from medsynth.seeding import torch_generator
 
@@ -23,8 +25,8 @@ FEW = {"lms", "sa_solver"}
 FIRST_ORDER = {
     "ddpm", "ddim", "euler", "euler_ancestral", "edm_euler", "flow_euler", "flow_euler_ancestral"
 }  # fmt: skip
-HIGH = {"dpm_solver++_sde", "angle_dpm_solver++_sde", "sa_solver", "kdpm2_ancestral"}
-"""Second order with noise: a larger error than the deterministic ones, which falls as fast."""
+HIGH = {"dpm_solver++_sde", "angle_dpm_solver++_sde", "sa_solver", "kdpm2_ancestral", "heun"}
+"""Second order with noise, or in sigma: a larger error than the others of second order, which falls as fast."""
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -38,10 +40,32 @@ def test_exact_score(sampler):
         errors[evaluations] = abs(std / STD - 1)
     rounding = 2e-3 if sampler in HIGH or sampler == "kdpm2" else 2e-4  # the former cross zero
     assert all(later < earlier + rounding for earlier, later in itertools.pairwise(errors.values())), errors
-    assert errors[25] < (0.13 if sampler in FIRST_ORDER else 0.05 if sampler in HIGH else 0.02), errors
-    assert errors[100] < (0.035 if sampler in FIRST_ORDER else 0.006 if sampler in HIGH else 0.0015), errors
+    assert errors[25] < (0.13 if sampler in FIRST_ORDER else 0.09 if sampler in HIGH else 0.02), errors
+    assert errors[100] < (0.037 if sampler in FIRST_ORDER else 0.006 if sampler in HIGH else 0.0015), errors
     if sampler not in FEW:
-        assert errors[400] < (0.009 if sampler in FIRST_ORDER else 0.0006 if sampler in HIGH else 2.5e-4), errors
+        assert errors[400] < (0.0095 if sampler in FIRST_ORDER else 0.0006 if sampler in HIGH else 2.5e-4), errors
+
+
+MODES = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""Powers of a latent's modes, from fine texture to large shapes, of which white data has only 1."""
+
+
+def over_modes(sampler, evaluations):
+    """Root mean square over the modes of the relative error of the standard deviation."""
+    stds = [math.sqrt(power) for power in MODES]
+    return math.sqrt(sum((law(sampler, evaluations, 2.0, std)[1] / std - 1) ** 2 for std in stds) / len(stds))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_exact_score_over_modes_of_very_different_power(sampler, monkeypatch):
+    spread = over_modes(sampler, 30)
+    assert spread < (0.15 if sampler in FIRST_ORDER else 0.12 if sampler in HIGH else 0.035), spread
+    monkeypatch.setattr(schedulers, "SPREAD", 1.0)
+    even = over_modes(sampler, 30)
+    if sampler == "sa_solver":  # needs levels that lie close together where it adds noise
+        assert spread < 1.25 * even
+    else:
+        assert spread < (0.85 if sampler in FIRST_ORDER or sampler in HIGH else 0.6) * even, even
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -82,7 +106,7 @@ def test_evaluations_used_is_what_is_called_and_never_more(sampler, evaluations)
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_levels_are_even_flow_times_moved_by_the_shift(sampler, shift):
+def test_levels_are_even_flow_times_stretched_and_moved_by_the_shift(sampler, shift):
     asked = []
 
     def note(x, angle):
@@ -94,7 +118,8 @@ def test_levels_are_even_flow_times_moved_by_the_shift(sampler, shift):
     times = to_flow_time(torch.tensor(levels, dtype=torch.float64))
     even = torch.arange(1, len(times) + 1, dtype=torch.float64) / len(times)
     top = 1.0 if sampler.startswith(("flow", "angle")) else 80 / 81
-    torch.testing.assert_close(times, top * shift * even / (1 + (shift - 1) * even), rtol=1e-4, atol=1e-6)
+    signal, noise = (1 - even) ** SPREAD, shift * even**SPREAD
+    torch.testing.assert_close(times, top * noise / (signal + noise), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -191,4 +216,4 @@ def test_every_sampler_runs_on_every_objective(kind, sampler):
     noise = (noise - noise.mean()) / noise.std()
     out = sample(denoise, noise, sampler, 100, generators(4))
     assert out.mean().item() == pytest.approx(MEAN, rel=0.08 if sampler in STOCHASTIC else 0.04)
-    assert out.std().item() == pytest.approx(STD, rel=0.05)
+    assert out.std().item() == pytest.approx(law(sampler, 100)[1], rel=0.05)
