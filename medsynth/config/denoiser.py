@@ -94,7 +94,8 @@ class FlowObjective(Settings):
 
     kind: Literal["flow"] = "flow"
     logit_mean: float = 0.0
-    logit_std: Positive = 1.0
+    logit_std: Positive = 1.6
+    """1 (Esser 2024) hardly visits nearly pure noise, where brightness and large shapes are settled (docs/results.md)."""
     shift: Positive | Literal["auto"] = "auto"
     """Moves times toward noise; `auto` takes it from the number of latent voxels."""
 
