@@ -58,8 +58,8 @@ def test_an_ideal_peer_gives_the_distribution_that_it_knows() -> None:
     found = sample(lambda x, angle: task.clean(x, angle, {}), start, SAMPLER, EVALUATIONS, generators)
     # The same numbers, moved and scaled: the probability flow of a Gaussian is affine.
     expected = MEAN + STD * start
-    assert (found - expected).abs().max() < 0.02
-    assert found.std() == pytest.approx(STD, rel=0.01)
+    assert (found - expected).abs().max() < 0.03
+    assert found.std() == pytest.approx(STD, rel=0.015)
 
 
 def test_the_peers_network_sees_a_grid_that_it_can_halve_twice() -> None:

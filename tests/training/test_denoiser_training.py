@@ -164,7 +164,7 @@ def test_training_and_validation_are_measured_alike(tmp_path):
 
 def test_it_learns_and_holds_the_average_of_the_best_step(tmp_path):
     denoiser = new_denoiser()
-    records = denoiser_records(tmp_path, 90, denoiser, validate_every=30, log_every=25, batch_size=8)
+    records = denoiser_records(tmp_path, 120, denoiser, validate_every=30, log_every=25, batch_size=8)
     checks = [record.validation["loss"] for record in records if record.validation]
     assert checks[-1] < 0.8 * checks[0] < checks[0]
     train, validation, statistics = stores(tmp_path / "again", new_autoencoder())

@@ -211,6 +211,8 @@ class LinkingTable:
     def _opened_link(self, line: bytes, number: int) -> Link:
         try:
             data = base64.b64decode(line, validate=True)
+            if base64.b64encode(data) != line:  # bits of the last character that no byte is made of
+                raise ValueError
             text = self._cipher.decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], self._bound(number))
         except (InvalidTag, ValueError):
             raise PrivacyError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import stat
+import string
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,6 +93,19 @@ def test_every_altered_byte_is_seen(path: Path) -> None:
     for place in range(0, len(data) - 1, 7):
         path.write_bytes(flipped(data, place))
         with pytest.raises(PrivacyError):
+            LinkingTable.load(path, KEY)
+
+
+def test_bits_that_base64_does_not_use_are_seen_too(path: Path) -> None:
+    filled(path, 1)
+    data = path.read_bytes()
+    assert data.endswith(b"=\n")
+    values = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    last = data[-3:-2].decode()
+    for unused in (1, 2, 3):
+        other = values[values.index(last) ^ unused].encode()
+        path.write_bytes(data[:-3] + other + data[-2:])
+        with pytest.raises(PrivacyError, match="altered"):
             LinkingTable.load(path, KEY)
 
 
