@@ -33,6 +33,10 @@ class Resampling:
     confidence: float
 
 
+RESAMPLING = Resampling(1000, 0.95)
+"""Where no setting says otherwise."""
+
+
 def interval(draws: Floats, confidence: float) -> tuple[float, float]:
     """The percentile interval of bootstrap draws (Efron 1993, sec. 13.3)."""
     tail = (1 - confidence) / 2

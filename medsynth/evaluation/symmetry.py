@@ -18,9 +18,8 @@ from medsynth.evaluation.evidence import Estimate
 from medsynth.evaluation.features import random_network_features
 from medsynth.evaluation.statistics import Resampling, patient_weights, percentile_estimate
 from medsynth.progress import Advance
-from medsynth.seeding import derive, numpy_generator
+from medsynth.seeding import numpy_generator
 
-AXES = "xyz"
 COARSE = 6
 """Means of so many blocks per axis say where in a scan the brightness lies."""
 FOLDS = 5
@@ -30,19 +29,19 @@ FEWEST = 10
 Floats = NDArray[np.float64]
 
 
-def mirror_differences(volumes: Tensor, axis: str, device: torch.device, advance: Advance) -> Floats:
-    """Features of volumes [N, 1, X, Y, Z] less those of their mirror images along `axis` (x, y or z): [N, D].
+def sided_features(volumes: Tensor, device: torch.device, advance: Advance) -> Floats:
+    """Features of volumes [N, 1, X, Y, Z] that a mirror changes: [N, D].
 
     Untrained networks see edges and texture that have a direction; coarse means see what lies on one side.
     """
-    images = volumes.flip(2 + AXES.index(axis))
-    texture = random_network_features(volumes, device, advance) - random_network_features(images, device, advance)
-    layout = F.adaptive_avg_pool3d(volumes - images, COARSE).flatten(1).double().numpy()
-    return np.concatenate([texture, layout], axis=1)
+    layout = F.adaptive_avg_pool3d(volumes, COARSE).flatten(1).double().numpy()
+    return np.concatenate([random_network_features(volumes, device, advance), layout], axis=1)
 
 
 def told_apart(differences: Floats, patients: Sequence[str], resampling: Resampling, seed: int) -> Estimate:
-    """Share of the scans that are told from their mirror images, from `mirror_differences` [N, D]: 0.5 is chance.
+    """Share of the scans that are told from their mirror images: 0.5 is chance.
+
+    `differences` [N, D] are the `sided_features` of the scans less those of their mirror images, `patients` whose scans.
 
     The discriminator is linear, learned by ridge regression from other patients than those it judges; the interval
     draws patients. Raises ValueError where there are fewer than `FEWEST`.
@@ -61,6 +60,6 @@ def told_apart(differences: Floats, patients: Sequence[str], resampling: Resampl
         answers = judged @ learned.T @ np.linalg.solve(products + ridge * np.eye(len(learned)), np.ones(len(learned)))
         # Where nothing speaks for either, one guesses.
         right[folds == fold] = (1 + np.sign(answers)) / 2
-    weights = patient_weights(patients, resampling.resamples, numpy_generator(derive(seed, "mirror"), "patients"))
+    weights = patient_weights(patients, resampling.resamples, numpy_generator(seed, "mirror patients"))
     draws = (weights @ right) / weights.sum(1)
     return percentile_estimate(float(right.mean()), draws, resampling.confidence)

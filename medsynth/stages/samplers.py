@@ -27,7 +27,7 @@ from medsynth.diffusion.samplers import SAMPLERS, evaluations_used
 from medsynth.errors import CohortError, ConfigError, UsageError
 from medsynth.evaluation.fidelity import MINIMUM
 from medsynth.evaluation.sampler_choice import Cell, RealFeatures, tabulate
-from medsynth.evaluation.statistics import Resampling
+from medsynth.evaluation.statistics import RESAMPLING
 from medsynth.models.conditions import encode, mask_name, steering_values
 from medsynth.progress import Advance, Progress
 from medsynth.seeding import derive, numpy_generator
@@ -44,7 +44,6 @@ from medsynth.stages.unfinished import begin, finish
 EVALUATIONS = (4, 8, 15, 30, 60)
 FEWEST, MOST = 32, 128
 """Scans per choice where the user names no number: as many as there are held-out scans, within these bounds."""
-RESAMPLING = Resampling(1000, 0.95)
 CELLS = "cells"
 
 

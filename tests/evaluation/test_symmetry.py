@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from medsynth.evaluation.statistics import Resampling
-from medsynth.evaluation.symmetry import FEWEST, mirror_differences, told_apart
+from medsynth.evaluation.symmetry import FEWEST, sided_features, told_apart
+from medsynth.training.latents import mirrored
 
 CPU = torch.device("cpu")
 RESAMPLING = Resampling(500, 0.95)
@@ -19,8 +20,8 @@ def noise(count: int, seed: int) -> Tensor:
 
 
 def told(volumes: Tensor, axis: str, patients: list[str] | None = None):
-    differences = mirror_differences(volumes, axis, CPU, lambda done: None)
-    return told_apart(differences, patients or [str(i) for i in range(len(volumes))], RESAMPLING, 0)
+    own, images = (sided_features(each, CPU, lambda done: None) for each in (volumes, mirrored(volumes, [axis])))
+    return told_apart(own - images, patients or [str(i) for i in range(len(volumes))], RESAMPLING, 0)
 
 
 def test_scans_without_a_side_are_told_by_chance() -> None:
