@@ -50,6 +50,11 @@ class Guidance:
         kept = {name: scale for name, scale in self.scales.items() if name in names}
         return Guidance(kept, self.interval, self.rescale)
 
+    @property
+    def always(self) -> bool:
+        """Whether guidance acts at every noise level."""
+        return tuple(self.interval) == (0.0, 1.0)
+
     def acts_at(self, angle: Tensor) -> Tensor:
         """Whether each angle lies in the interval, [B] bool."""
         low, high = from_flow_time(torch.tensor(self.interval, dtype=angle.dtype))
@@ -104,6 +109,8 @@ def guided(denoiser: Denoiser, conditions: Mapping[str, Tensor], guidance: Guida
         return rescaled(total, parts[0], guidance.rescale) if guidance.rescale else total
 
     def denoise(x: Tensor, angle: Tensor) -> Tensor:
+        if guidance.always:  # asking the angles would wait for the device
+            return steered(x, angle)
         acts = guidance.acts_at(angle)
         if acts.all():
             return steered(x, angle)

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from medsynth.config.grid import Grid
 from medsynth.config.training import TILE_VOXELS, Precision
-from medsynth.diffusion.angle import Denoise, from_flow_time
+from medsynth.diffusion.angle import from_flow_time
 from medsynth.diffusion.batch_size import MOST_BY_TRIAL, BatchSize, BatchSizes, unless_out_of_memory
+from medsynth.diffusion.device_denoiser import DeviceDenoiser
 from medsynth.diffusion.geometry import centred_affine, grids_of, naming
 from medsynth.diffusion.guidance import Guidance, Scales, guided
 from medsynth.diffusion.model_folder import PARTS, read_json, save_model, verify_model
-from medsynth.diffusion.objective import Denoiser, Objective
+from medsynth.diffusion.objective import Objective
 from medsynth.diffusion.order import Order, take_order
 from medsynth.diffusion.samplers import evaluations_used, sample
 from medsynth.errors import ConfigError, ModelFolderError
@@ -38,7 +39,6 @@ from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, m
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
-from medsynth.precision import samples_in_bf16
 from medsynth.progress import Progress, Silent
 from medsynth.seeding import torch_generator
 
@@ -114,6 +114,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         self.provenance: dict[str, Any] = {}
         self._sizes = BatchSizes()
         self._check_parts()
+        self._denoiser = self._on_device()
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -241,11 +242,13 @@ class LatentVolumePipeline(DiffusionPipeline):
         given = encode(self.condition_declaration, [naming(self.geometry, grid)] * size, box)
         noise = torch.zeros(size, *self._latent_shape(grid), device=self.denoiser.device)
         time = torch.full((size,), sum(guidance.interval) / 2, device=noise.device)  # where guidance acts
-        self._denoise(given, guidance)(noise, from_flow_time(time))
+        given = {name: values.to(noise.device) for name, values in given.items()}
+        guided(self._on_device(), given, guidance.only(given))(noise, from_flow_time(time))
 
     @torch.no_grad()
     def _volumes(self, order: Order, way: _Way, size: int, progress: Progress) -> Iterator[Volume]:
         kind, total, start = self._kind(order.grid, way.guidance, order.masks is not None), len(order.rows), 0
+        self._denoiser = self._on_device()
         with progress.task("generating", total * way.used) as advance:
             while start < total:
                 chosen = [min(start + i, total - 1) for i in range(size)]
@@ -257,6 +260,7 @@ class LatentVolumePipeline(DiffusionPipeline):
 
                 drawn = unless_out_of_memory(partial(self._draw, order, chosen, way, tick))
                 if drawn is None:
+                    self._denoiser.forget()
                     advance(-kept * next(calls))
                     size = self._sizes.halve(kind, size)
                     continue
@@ -273,7 +277,8 @@ class LatentVolumePipeline(DiffusionPipeline):
         mask = mask_name(self.condition_declaration)
         if mask in given and bool((given[mask] == NULL_LABEL).all()):
             del given[mask]  # so that a volume without a mask is computed alike whoever else in the call has one
-        denoise = self._denoise(given, way.guidance)
+        given = {name: values.to(device) for name, values in given.items()}
+        denoise = guided(self._denoiser, given, way.guidance.only(given))
 
         def counted(x: Tensor, angle: Tensor) -> Tensor:
             clean = denoise(x, angle)
@@ -289,24 +294,17 @@ class LatentVolumePipeline(DiffusionPipeline):
             shift=Objective(self.objective).shift(math.prod(shape[1:])),
         )
 
-    def _denoise(self, given: Mapping[str, Tensor], guidance: Guidance) -> Denoise:
-        """The function that a sampler takes, for encoded conditions."""
-        device = self.denoiser.device
-        given = {name: values.to(device) for name, values in given.items()}
-        denoise = guided(Denoiser(self.denoiser, Objective(self.objective)), given, guidance.only(given))
-        if samples_in_bf16(self.precision, device):
-            denoise = torch.autocast(device.type, torch.bfloat16)(denoise)
-        return denoise
+    def _on_device(self) -> DeviceDenoiser:
+        return DeviceDenoiser(self.denoiser, Objective(self.objective), self.precision, self.denoiser.device)
 
     def _scan(self, latent: Tensor, grid: Grid) -> Scan:
         """One latent [C, x, y, z] as a scan in the original unit, the box's centre at the origin of the world."""
         latent = latent[None].to(self.autoencoder.device, self.autoencoder.dtype)
-        voxels = self._decode(latent)[0].float().cpu()
-        voxels = IntensityRule.from_json(self.intensity).restore(voxels)
+        voxels = IntensityRule.from_json(self.intensity).restore(self._decode(latent)[0].float())
         unit = self.geometry["unit"]
         if unit == HU:
             voxels = voxels.round().to(torch.int16)
-        return make_scan(voxels, centred_affine(grid), modality=self.geometry["modality"], unit=unit)
+        return make_scan(voxels.cpu(), centred_affine(grid), modality=self.geometry["modality"], unit=unit)
 
     def _decode(self, latent: Tensor) -> Tensor:
         """Voxels [1, 1, X, Y, Z], in tiles that memory suffices for; all tiles give the same up to rounding.
@@ -320,7 +318,8 @@ class LatentVolumePipeline(DiffusionPipeline):
             decoded = unless_out_of_memory(partial(self.autoencoder.decode_tiled, latent, tile))
             if decoded is not None:
                 return decoded
-            tile = self._sizes.halve(kind, tile)
+            if not self._denoiser.forget():
+                tile = self._sizes.halve(kind, tile)
 
     def _mask(self, order: Order, index: int) -> Scan | None:
         if order.masks is None or bool((order.masks[index] == NULL_LABEL).all()):

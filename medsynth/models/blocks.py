@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from medsynth.kernels.channel_norm import EPS, can_fuse, fused_channel_norm
+
 GROUP_WIDTH = 16
 
 
@@ -76,16 +78,23 @@ class ChannelNorm(nn.Module):
     """Layer norm over the channels of each voxel (Ba 2016), with a learned gain and no bias.
 
     It is local on purpose. A norm over the volume, such as group norm, makes every voxel depend on every other one, so
-    a volume that is processed in tiles would differ from the same volume in one piece.
+    a volume that is processed in tiles would differ from the same volume in one piece. What a sample is told beside its
+    voxels may scale and shift it (Perez 2018; Peebles 2023): norm(x) (1 + scale) + shift.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., C] -> [..., C]."""
-        return F.layer_norm(x, self.weight.shape, self.weight, eps=1e-5)
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """[B, ..., C], scale and shift [B, C], both or neither -> [B, ..., C]."""
+        if can_fuse(x, self.weight, scale, shift):
+            return fused_channel_norm(x, self.weight, scale, shift)
+        normed = F.layer_norm(x, self.weight.shape, self.weight, eps=EPS)
+        if scale is None or shift is None:
+            return normed
+        scale, shift = (row.to(normed.dtype).view(len(x), *[1] * (x.ndim - 2), -1) for row in (scale, shift))
+        return torch.addcmul(shift, normed, 1 + scale)
 
 
 class Convolution(nn.Module):
@@ -103,7 +112,7 @@ class Convolution(nn.Module):
 class ResidualBlock(nn.Module):
     """x + mix(silu(conv(silu(mix(norm(x)))))), where the norm may be scaled and shifted by a vector per sample.
 
-    With `vector_width` the scale and shift come from that vector (Perez 2018; Peebles 2023). The last mix starts at
+    With `vector_width` the scale and shift come from that vector. The last mix starts at
     zero, so a fresh network is the sum of its shortcuts. One 3x3x3 convolution: one voxel of reach.
     """
 
@@ -120,19 +129,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
         """[B, X, Y, Z, C] and, where built for it, a vector [B, V] -> [B, X, Y, Z, C]."""
-        scale_shift = None if self.modulation is None else self.modulation(vector)
-        h = remade(self._convolved, x, scale_shift)
+        steering = () if self.modulation is None else self.modulation(vector).chunk(2, -1)
+        h = remade(self._convolved, x, *steering)
         return x + remade(lambda h: self.mix_out(F.silu(h)), h)
 
-    def _convolved(self, x: Tensor, scale_shift: Tensor | None) -> Tensor:
-        h = self.norm(x)
-        return self.convolution(F.silu(self.mix_in(h if scale_shift is None else modulate(h, scale_shift))))
-
-
-def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
-    """x [B, X, Y, Z, C] times 1 + scale plus shift, from [B, 2 C]."""
-    scale, shift = scale_shift.to(x.dtype)[:, None, None, None].chunk(2, -1)
-    return torch.addcmul(shift, x, 1 + scale)
+    def _convolved(self, x: Tensor, *steering: Tensor) -> Tensor:
+        return self.convolution(F.silu(self.mix_in(self.norm(x, *steering))))
 
 
 class Down(nn.Module):

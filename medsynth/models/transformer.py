@@ -70,13 +70,17 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, shared: Tensor, tokens: Tensor | None) -> Tensor:
         """[B, X, Y, Z, C], shared vectors [B, 6, C] and tokens [B, T, W] -> [B, X, Y, Z, C]."""
-        parts = (shared + self.table).to(x.dtype)[:, :, None, None, None]  # [B, 6, 1, 1, 1, C]
-        scale, shift, gate, feed_scale, feed_shift, feed_gate = parts.unbind(1)
+        scale, shift, gate, feed_scale, feed_shift, feed_gate = (shared + self.table).to(x.dtype).unbind(1)
         if self.attention.kind != "none":
-            x = x + gate * self.attention.mix(x, lambda x: torch.addcmul(shift, self.attention.norm(x), 1 + scale))
+            x = x + _everywhere(gate) * self.attention.mix(x, lambda x: self.attention.norm(x, scale, shift))
         if self.cross is not None and tokens is not None:
             x = self.cross(x, tokens)
-        return x + feed_gate * self.feed(x, lambda x: torch.addcmul(feed_shift, self.norm_feed(x), 1 + feed_scale))
+        return x + _everywhere(feed_gate) * self.feed(x, lambda x: self.norm_feed(x, feed_scale, feed_shift))
+
+
+def _everywhere(row: Tensor) -> Tensor:
+    """[B, C] -> [B, 1, 1, 1, C]."""
+    return row[:, None, None, None]
 
 
 class LatentTransformer(ModelMixin, ConfigMixin):
@@ -148,6 +152,5 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         for block in self.blocks:
             again = self.checkpointing and self.training
             h = checkpointed(block, h, shared, context) if again else block(h, shared, context)
-        scale, shift = self.out_modulation(vector).to(h.dtype)[:, None, None, None].chunk(2, -1)
-        h = self.head(torch.addcmul(shift, self.out_norm(h), 1 + scale))
+        h = self.head(self.out_norm(h, *self.out_modulation(vector).chunk(2, -1)))
         return unfold(h, self.patch).movedim(-1, 1)

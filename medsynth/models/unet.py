@@ -21,7 +21,6 @@ from medsynth.models.blocks import (
     ResidualBlock,
     Up,
     checkpointed,
-    modulate,
     remade,
 )
 from medsynth.models.conditions import ConditionEncoder, Declaration
@@ -157,8 +156,8 @@ class LatentUNet(ModelMixin, ConfigMixin):
         for i in reversed(range(len(self.ups))):
             h = remade(_merged, self.merges[i], self.ups[i](h), skips[i])
             h = self.up_levels[i](h, vector, context)
-        return remade(self._out, h, self.out_modulation(vector)).movedim(-1, 1)
+        return remade(self._out, h, *self.out_modulation(vector).chunk(2, -1)).movedim(-1, 1)
 
-    def _out(self, h: Tensor, scale_shift: Tensor) -> Tensor:
-        predicted: Tensor = self.head(nn.functional.silu(modulate(self.out_norm(h), scale_shift)))
+    def _out(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        predicted: Tensor = self.head(nn.functional.silu(self.out_norm(h, scale, shift)))
         return predicted

@@ -1,0 +1,56 @@
+"""A denoiser as samplers call it on a device: in the precision that suits it and, on a GPU, recorded and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from medsynth.config.training import Precision
+from medsynth.diffusion.objective import Denoiser, Objective
+from medsynth.kernels.recording import NotRecordable, Recorder
+from medsynth.precision import samples_in_bf16
+
+WARM_CALLS = 2
+"""The first call loads kernels; the second tells whether Python or the device is what takes the time."""
+CONDITION = "condition "
+"""Goes before a condition's name among the inputs of a recorded call."""
+
+
+class DeviceDenoiser(Denoiser):
+    """The contract of `Denoiser` for sampling, without gradients; `precision` is that of the network's products.
+
+    Where Python asks for the kernels of a call more slowly than a GPU runs them, calls are recorded (`kernels.recording`).
+    A recording reads the weights where they lay when it was made, so an object is good for one series of calls.
+    """
+
+    def __init__(self, network: nn.Module, objective: Objective, precision: Precision, device: torch.device) -> None:
+        super().__init__(network, objective)
+        self._device = device
+        self._bf16 = samples_in_bf16(precision, device)
+        self._recorder = Recorder(self._named, WARM_CALLS) if device.type == "cuda" else None
+
+    def clean(self, x: Tensor, angle: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """As `Denoiser.clean`, of tensors on the device."""
+        if self._recorder is not None:
+            inputs = {"x": x, "angle": angle, **{CONDITION + name: value for name, value in conditions.items()}}
+            try:
+                return self._recorder(inputs).clone()  # the next call overwrites it, and samplers remember several
+            except (NotRecordable, torch.OutOfMemoryError):
+                self.forget()
+        return self._at_once(x, angle, conditions)
+
+    def forget(self) -> bool:
+        """Record nothing any more, and give back what recordings hold. Returns whether there was anything to forget."""
+        had, self._recorder = self._recorder is not None, None
+        return had
+
+    def _named(self, inputs: dict[str, Tensor]) -> Tensor:
+        given = {name.removeprefix(CONDITION): value for name, value in inputs.items() if name.startswith(CONDITION)}
+        return self._at_once(inputs["x"], inputs["angle"], given)
+
+    def _at_once(self, x: Tensor, angle: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        # Entered anew in each call: weights that autocast has rounded before a recording would not be part of it.
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            return super().clean(x, angle, conditions)
