@@ -8,6 +8,9 @@ Side by side, batch of one, 4 latent channels: medsynth's U-Net with linear atte
 attention on the two coarser of three levels; and (b) with attention at every level, like ours. MONAI's attention uses
 PyTorch's fused kernels. Width or depth of the others are what brings their parameters nearest to those of our U-Net. A
 training step is forward, backward and AdamW; its memory holds gradients and AdamW's moments. Ratios are over our U-Net.
+
+On a GPU both are also recorded as a CUDA graph and replayed, forward and backward of a step as medsynth's training does it, for
+every network alike: MONAI's are not recorded by themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ OURS, CHECKPOINTED, TRANSFORMER = "medsynth", "medsynth-checkpoint", "medsynth-t
 TUTORIAL, EVERY_LEVEL = "monai-tutorial", "monai-every-level"
 NETWORKS = (OURS, CHECKPOINTED, TRANSFORMER, TUTORIAL, EVERY_LEVEL)
 MONAI = (TUTORIAL, EVERY_LEVEL)
-FIGURES = ("step_seconds", "forward_seconds", "step_peak_mib")
+FIGURES = {"step_seconds": "step s", "forward_seconds": "forward s", "step_peak_mib": "peak MiB"}
+RECORDED = {"recorded_step_seconds": "recorded step s", "recorded_forward_seconds": "recorded fwd s"}
+"""What is measured on a GPU as well."""
 
 
 def build(name: str, widths: tuple[int, ...], group_width: int | None = None) -> Any:
@@ -126,21 +131,42 @@ def prepare(
 
     predict(x[..., :8, :8, :8]).float().mean().backward()  # what the first call sets up is not counted
     optimiser.zero_grad()
-    return {"parameters": parameters(network)}, {"step": step, "forward": forward}
+    works: Works = {"step": step, "forward": forward}
+    if device == "cuda":
+        from medsynth.kernels.recording import Recorder
+        from medsynth.training.replay import Replay
+
+        def losses(batch: dict[str, Any]) -> dict[str, Any]:
+            loss = (predict(batch["x"]).float() - batch["x"]).square().mean()
+            loss.backward()
+            return {"loss": loss}
+
+        replay, recorder = Replay(losses, list(network.parameters())), Recorder(lambda inputs: predict(inputs["x"]))
+
+        def recorded_step() -> None:
+            network.train()
+            replay({"x": x})
+            optimiser.step()
+
+        def recorded_forward() -> None:
+            network.eval()
+            with torch.no_grad():
+                recorder({"x": x})
+
+        works |= {"recorded_step": recorded_step, "recorded_forward": recorded_forward}
+    return {"parameters": parameters(network)}, works
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as lines of text, with each figure over that of the first network at the same size."""
-    heads = [
-        f"{'network':<22}{'side':>5}{'Mparam':>8}",
-        *(f"{name:>15}{'ratio':>7}" for name in ("step s", "forward s", "peak MiB")),
-    ]
+    figures = FIGURES | (RECORDED if any(key in row for row in rows for key in RECORDED) else {})
+    heads = [f"{'network':<22}{'side':>5}{'Mparam':>8}", *(f"{name:>16}{'ratio':>7}" for name in figures.values())]
     lines = ["".join(heads)]
     ours = {row["side"]: row for row in reversed(rows)}  # the first of each size
     for row in rows:
         base = ours[row["side"]]
-        ratios = [over(row[key], base[key]) if key in row and key in base else "" for key in FIGURES]
-        cells = [f"{cell(row, key, 15, 3)}{ratio:>7}" for key, ratio in zip(FIGURES, ratios, strict=True)]
+        ratios = [over(row[key], base[key]) if key in row and key in base else "" for key in figures]
+        cells = [f"{cell(row, key, 16, 3)}{ratio:>7}" for key, ratio in zip(figures, ratios, strict=True)]
         lines.append(f"{row['network']:<22}{row['side']:>5}{millions(row, 'parameters', 8)}{''.join(cells)}")
     return "\n".join(lines)
 

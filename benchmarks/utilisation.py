@@ -116,10 +116,11 @@ class Step:
 
     def replayed(self) -> Callable[[], None]:
         """The same step with forward and backward recorded, as training does it."""
-        from medsynth.training.replay import WARM_STEPS, Replay
+        from medsynth.kernels.recording import WARM_CALLS
+        from medsynth.training.replay import Replay
 
         step = partial(self, Replay(self.compute, list(self.denoiser.network.parameters())))
-        for _ in range(WARM_STEPS + 1):
+        for _ in range(WARM_CALLS + 1):
             step()
         return step
 
