@@ -132,6 +132,7 @@ def measure(
     flops = PASSES * forward_flops(name, side, batch, device)
     network = preset(name, CHANNELS, DOWNSAMPLING).to(device).train()
     step = Step(network, side, batch, device)
+    step()  # a first one loads and builds kernels
     parameters = sum(weight.numel() for weight in network.parameters())
     known = {"preset": name, "side": side, "batch": batch, "parameters": parameters, "step_tflop": flops / 1e12}
 

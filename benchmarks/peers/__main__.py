@@ -2,65 +2,89 @@
 
     python -m benchmarks.peers run --task hippocampus --method medsynth --minutes 60 --seed 1
     python -m benchmarks.peers run --task hippocampus --method monai --minutes 60 --seed 1
+    python -m benchmarks.peers make --task nodules --method monai --minutes 0.5 --seed 1 --device cuda
+    python -m benchmarks.peers judge --task nodules --device cuda
     python -m benchmarks.peers table
 
-A cell is one task, method, budget and seed. `run` trains autoencoder and denoiser within the budget, generates, judges,
-and adds the cell to `benchmarks/results/peers.json`; an interrupted cell goes on from its checkpoint when it is run
-again. Budgets are minutes of the process's own time over all its threads: 60 are half an hour on two cores without losses.
-Needs the real scans that MEDSYNTH_DATA names.
+A cell is one task, method, budget and seed. `make` trains autoencoder and denoiser within the budget and generates scans;
+`judge` judges all that were made for a task and adds them to `benchmarks/results/peers.json` (`peers-cuda.json` for a GPU's),
+on the CPU; `run` does both for one cell. An interrupted cell goes on from its checkpoint when it is run again. Budgets are
+minutes of the process's own time over all its threads on a CPU, where 60 are half an hour on two cores without losses, and of the
+wall on a GPU. Needs the real scans that MEDSYNTH_DATA names.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import RESULTS, setting, write
+from benchmarks.harness import RESULTS, limit_threads, seconds_of, setting, write
 from medsynth.memory import keep_freed_memory
+from medsynth.stages.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from benchmarks.peers.data import Data
+    from benchmarks.peers.judge import Judge
 
 NAME = "peers"
+SCANS, MADE = "scans.npy", "made.json"
 METHODS = ("medsynth", "monai")
 TASKS = ("hippocampus", "nodules")
 
 
-def run_cell(options: argparse.Namespace) -> dict[str, Any]:
-    """Train, generate and judge one cell."""
+def folder_of(options: argparse.Namespace) -> Path:
+    """Where a cell's training is kept."""
+    suffix = "" if options.device == "cpu" else f"-{options.device}"
+    folder: Path = options.folder / options.task / f"{options.method}-{options.minutes:g}-{options.seed}{suffix}"
+    return folder
+
+
+def make(options: argparse.Namespace, data: Data) -> Path:
+    """Train one cell and generate its scans. Returns the folder that holds them and what is known of their making."""
     import numpy as np
     import torch
 
-    keep_freed_memory()  # for both methods
-    from benchmarks.peers.data import draw_request, load_data
-    from benchmarks.peers.judge import judge
+    from benchmarks.peers.data import draw_request
     from benchmarks.peers.method import Run
     from benchmarks.peers.monai_ldm import monai_ldm
     from benchmarks.peers.ours import medsynth
 
-    torch.set_num_threads(options.threads)
-    data = load_data(options.task, options.folder / options.task / "data")
-    folder = options.folder / options.task / f"{options.method}-{options.minutes:g}-{options.seed}"
+    limit_threads(options.threads, options.device)
+    folder = folder_of(options)
     method = {"medsynth": medsynth, "monai": monai_ldm}[options.method]
-    trained = method(Run(data, folder, options.seed, options.minutes))
+    trained = method(Run(data, folder, options.seed, options.minutes, torch.device(options.device)))
     request = draw_request(data, options.count, options.seed)
-    began = time.process_time()
-    scans = trained.generate(request)
-    seconds = (time.process_time() - began) / len(request)
-    np.save(folder / "scans.npy", scans.numpy().astype(np.float16), allow_pickle=False)
-    return {
+    scans: list[torch.Tensor] = []
+    seconds = seconds_of(lambda: scans.append(trained.generate(request)), options.device) / len(request)
+    np.save(folder / SCANS, scans[0].numpy().astype(np.float16), allow_pickle=False)
+    cell = {
         "task": options.task,
         "method": options.method,
         "minutes": options.minutes,
         "seed": options.seed,
         "count": options.count,
         "data": data.digest,
-        **setting("cpu", options.threads, "bf16 where native in training, float32 in sampling"),
+        **setting(options.device, options.threads, "bf16 where native in training, float32 in sampling"),
         **trained.facts,
         "seconds_per_scan": round(seconds, 3),
-        **judge(data, request, scans),
     }
+    write_json(folder / MADE, cell)
+    return folder
+
+
+def judged(folder: Path, judge: Judge) -> dict[str, Any]:
+    """The cell that was made in a folder, judged."""
+    import numpy as np
+    import torch
+
+    from benchmarks.peers.data import draw_request
+
+    cell = read_json(folder / MADE)
+    scans = torch.from_numpy(np.load(folder / SCANS, allow_pickle=False)).float()
+    return {**cell, **judge(draw_request(judge.data, cell["count"], cell["seed"]), scans)}
 
 
 def add(cell: Mapping[str, Any], path: Path) -> None:
@@ -108,19 +132,37 @@ def _beside(synthetic: Mapping[str, float], real: Mapping[str, float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run a cell, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("action", choices=["run", "make", "judge", "table"])
     parser.add_argument("--task", choices=TASKS, default=TASKS[0])
     parser.add_argument("--method", choices=METHODS, default=METHODS[0])
-    parser.add_argument("--minutes", type=float, default=60.0, help="processor minutes of the whole training")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of the whole training")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=128, help="scans to generate and judge")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/peers"), help="where trainings are kept")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{NAME}.json")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file; benchmarks/results/ unless given")
     options = parser.parse_args(arguments)
-    if options.action == "run":
-        add(run_cell(options), options.out)
-    print(table(read(options.out)))
+    out = options.out or RESULTS / f"{NAME}{'' if options.device == 'cpu' else '-cuda'}.json"
+    if options.action != "table":
+        keep_freed_memory()  # for both methods
+        from benchmarks.peers.data import load_data
+
+        data = load_data(options.task, options.folder / options.task / "data")
+        folders = [] if options.action == "judge" else [make(options, data)]
+        if options.action == "judge":
+            found = (options.folder / options.task).glob(f"*-*-*/{MADE}")
+            folders = [
+                path.parent for path in sorted(found) if ("cuda" in path.parent.name) == (options.device == "cuda")
+            ]
+        if options.action != "make":
+            from benchmarks.peers.judge import Judge
+
+            limit_threads(options.threads, "cpu")
+            judge = Judge(data)
+            for folder in folders:
+                add(judged(folder, judge), out)
+    print(table(read(out)))
 
 
 if __name__ == "__main__":

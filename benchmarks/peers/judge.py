@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,99 +18,85 @@ from medsynth.evaluation.evidence import Estimate
 from medsynth.evaluation.features import extract
 from medsynth.evaluation.statistics import Resampling
 from medsynth.evaluation.volumes import LabelledVolumes, join
+from medsynth.models.conditions import mask_name
 from medsynth.seeding import derive
 
+CPU = torch.device("cpu")
 JUDGE_SEED = 20264
 """Not the seed of any training: all methods meet the same segmenter, classifiers and resamples."""
 RESAMPLES = 1000
 
 
-def judge(data: Data, request: Request, scans: Tensor) -> dict[str, Any]:
-    """Figures of `scans` [N, 1, X, Y, Z] in [-1, 1], made for `request`, and of held-out real scans beside them."""
-    real = {
-        name: LabelledVolumes.from_volume_set(split, data.label, data.classes) for name, split in data.splits.items()
-    }
-    synthetic = _labelled(real["train"], request, scans)
-    held_out = join(real["validation"], real["test"])
-    settings = data.pipeline.evaluate
-    resampling = Resampling(RESAMPLES, settings.confidence)
-    return {
-        "fidelity": _fidelity(real["train"], held_out, synthetic, resampling),
-        "diversity": _diversity(real["train"], synthetic, resampling),
-        "mask_overlap": _mask_overlap(real["train"], held_out, synthetic, settings, resampling)
-        if request.masks is not None
-        else None,
-        "label": _label(real["train"], real["test"], synthetic, settings, resampling),
-    }
+class Judge:
+    """Judges the scans of a task. What real scans alone decide, segmenter and classifiers among it, is made once."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.settings: Evaluate = data.pipeline.evaluate
+        self.masked = mask_name(data.declaration) is not None
+        self.resampling = Resampling(RESAMPLES, self.settings.confidence)
+        real = {n: LabelledVolumes.from_volume_set(split, data.label, data.classes) for n, split in data.splits.items()}
+        self.train, self.test = real["train"], real["test"]
+        self.held_out = join(real["validation"], real["test"])
+
+    def __call__(self, request: Request, scans: Tensor) -> dict[str, Any]:
+        """Figures of `scans` [N, 1, X, Y, Z] in [-1, 1], made for `request`, and of held-out real scans beside them."""
+        synthetic = _labelled(self.train, request, scans)
+        plan = fidelity.Plan(len(synthetic), self.resampling, derive(JUDGE_SEED, "diversity"))
+        diversity = fidelity.diversity(synthetic.voxels, self.train.voxels, plan, CPU, _silent)
+        return {
+            "fidelity": self._fidelity(synthetic),
+            "diversity": asdict(diversity),
+            "mask_overlap": self._mask_overlap(synthetic) if self.masked else None,
+            "label": self._label(synthetic),
+        }
+
+    def _fidelity(self, synthetic: LabelledVolumes) -> list[dict[str, Any]]:
+        real, found = self._real_features, extract({"synthetic": synthetic}, CPU, _silent, self.masked)
+        of = {name: {space: found[name] for space, found in real.items()} for name in ("train", "held out")}
+        asked = {space: features["synthetic"] for space, features in found.items()}
+        compared = min(len(self.held_out), len(synthetic))
+        plan = fidelity.Plan(compared, self.resampling, derive(JUDGE_SEED, "fidelity"))
+        spaces = fidelity.compare_spaces(of["train"], asked, of["held out"], plan, _silent)
+        return [
+            {"space": space.space, "compared": compared, "metrics": [asdict(metric) for metric in space.metrics]}
+            for space in spaces
+        ]
+
+    @cached_property
+    def _real_features(self) -> dict[str, dict[str, Any]]:
+        return extract({"train": self.train, "held out": self.held_out}, CPU, _silent, self.masked)
+
+    def _mask_overlap(self, synthetic: LabelledVolumes) -> dict[str, Any]:
+        seed = derive(JUDGE_SEED, "masks")
+        found = condition.mask_overlap(self._segmenter, self.held_out, synthetic, self.resampling, seed=seed)
+        return {**asdict(found), "relative": found.on_synthetic.value / found.on_real.value}
+
+    @cached_property
+    def _segmenter(self) -> condition.Segmenter:
+        steps, seed = self.settings.benefit.steps, derive(JUDGE_SEED, "masks")
+        return condition.Segmenter.trained(self.train, steps=steps, seed=seed, device=CPU, advance=_silent)
+
+    def _label(self, synthetic: LabelledVolumes) -> dict[str, Any]:
+        """AUC of classifiers trained on real scans, on real test scans and on synthetic ones."""
+        found: dict[str, Estimate] = {}
+        for name, judged in (("real", self.test), ("synthetic", synthetic)):
+            probabilities = np.stack([answer(judged.voxels) for answer in self._classifiers])
+            seed = derive(JUDGE_SEED, "scores")
+            found[name] = condition.classifier_scores(probabilities, judged, self.resampling, seed=seed, name=name).auc
+        return {name: asdict(auc) for name, auc in found.items()}
+
+    @cached_property
+    def _classifiers(self) -> list[Any]:
+        chosen = self.settings.benefit
+        seeds = [derive(JUDGE_SEED, "classifier", number) for number in range(chosen.seeds)]
+        return [fit_classifier(self.train, chosen, seed=seed, device=CPU) for seed in seeds]
 
 
 def _labelled(train: LabelledVolumes, request: Request, scans: Tensor) -> LabelledVolumes:
     names = tuple(f"S{number}" for number in range(len(request)))
     asked = train.take(list(request.cases))
     return replace(asked, voxels=scans, masks=request.masks, patients=names, cases=names)
-
-
-def _fidelity(
-    train: LabelledVolumes, held_out: LabelledVolumes, synthetic: LabelledVolumes, resampling: Resampling
-) -> list[dict[str, Any]]:
-    sets = {"train": train, "synthetic": synthetic, "held out": held_out}
-    features = extract(sets, torch.device("cpu"), _silent, synthetic.masks is not None)
-    of = {name: {space: found[name] for space, found in features.items()} for name in sets}
-    compared = min(len(held_out), len(synthetic))
-    plan = fidelity.Plan(compared, resampling, derive(JUDGE_SEED, "fidelity"))
-    spaces = fidelity.compare_spaces(of["train"], of["synthetic"], of["held out"], plan, _silent)
-    return [
-        {"space": space.space, "compared": compared, "metrics": [asdict(metric) for metric in space.metrics]}
-        for space in spaces
-    ]
-
-
-def _diversity(train: LabelledVolumes, synthetic: LabelledVolumes, resampling: Resampling) -> dict[str, Any]:
-    plan = fidelity.Plan(len(synthetic), resampling, derive(JUDGE_SEED, "diversity"))
-    return asdict(fidelity.diversity(synthetic.voxels, train.voxels, plan, torch.device("cpu"), _silent))
-
-
-def _mask_overlap(
-    train: LabelledVolumes,
-    held_out: LabelledVolumes,
-    synthetic: LabelledVolumes,
-    settings: Evaluate,
-    resampling: Resampling,
-) -> dict[str, Any]:
-    seed = derive(JUDGE_SEED, "masks")
-    found = condition.mask_overlap(
-        train,
-        held_out,
-        synthetic,
-        resampling,
-        steps=settings.benefit.steps,
-        seed=seed,
-        device=torch.device("cpu"),
-        advance=_silent,
-    )
-    return {**asdict(found), "relative": found.on_synthetic.value / found.on_real.value}
-
-
-def _label(
-    train: LabelledVolumes,
-    test: LabelledVolumes,
-    synthetic: LabelledVolumes,
-    settings: Evaluate,
-    resampling: Resampling,
-) -> dict[str, Any]:
-    """AUC of classifiers trained on real scans, on real test scans and on synthetic ones."""
-    chosen = settings.benefit
-    on_test, on_synthetic = [], []
-    for number in range(chosen.seeds):
-        seed = derive(JUDGE_SEED, "classifier", number)
-        answer = fit_classifier(train, chosen, seed=seed, device=torch.device("cpu"))
-        on_test.append(answer(test.voxels))
-        on_synthetic.append(answer(synthetic.voxels))
-    found: dict[str, Estimate] = {}
-    for name, probabilities, judged in (("real", on_test, test), ("synthetic", on_synthetic, synthetic)):
-        seed = derive(JUDGE_SEED, "scores")
-        found[name] = condition.classifier_scores(np.stack(probabilities), judged, resampling, seed=seed, name=name).auc
-    return {name: asdict(auc) for name, auc in found.items()}
 
 
 def _silent(done: int) -> None:

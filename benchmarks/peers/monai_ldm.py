@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.peers.data import Data, Request
-from benchmarks.peers.method import Run, Trained, draw_scans, train_within
+from benchmarks.peers.method import GPU_AT_ONCE, Run, Trained, draw_scans, on_device, train_within
 from medsynth.config.training import Training
 from medsynth.diffusion.angle import from_alpha_bar, mix
 from medsynth.models.conditions import encode, mask_name
@@ -63,11 +63,12 @@ def monai_ldm(run: Run) -> Trained:
     """Train both networks within the budget."""
     networks = _build(run)
     volumes = {name: run.data.splits[name].volumes for name in ("train", "validation")}
-    autoencoder = AutoencoderTask(networks[0], volumes["train"], volumes["validation"], run.seed)
+    encoding, denoising = (on_device(each, run.device) for each in (AUTOENCODER_TRAINING, DENOISER_TRAINING))
+    autoencoder = AutoencoderTask(networks[0], volumes["train"], volumes["validation"], encoding.batch_size, run.seed)
     identity = {"method": "monai", "seed": run.seed, "minutes": run.minutes}
     share = run.minutes * AUTOENCODER_SHARE
     facts: dict[str, Any] = {
-        "autoencoder": train_within(autoencoder, AUTOENCODER_TRAINING, share, run.folder / "autoencoder", identity)
+        "autoencoder": train_within(autoencoder, encoding, share, run.folder / "autoencoder", identity, run.device)
     }
     latents = {name: _encode(networks[0], split) for name, split in volumes.items()}
     scale = float(latents["train"].std())
@@ -75,9 +76,10 @@ def monai_ldm(run: Run) -> Trained:
     denoiser = DenoiserTask(networks[1], run.data, latents, run.seed)
     coarsest = min(-(-size // GRID_FACTOR) for size in denoiser.latents["train"].shape[2:])
     # The bf16 gradient of a convolution's weights comes out NaN on a grid of one voxel along an axis (torch 2.13, CPU).
-    training = DENOISER_TRAINING if coarsest > 1 else DENOISER_TRAINING.model_copy(update={"precision": "fp32"})
+    if coarsest == 1 and run.device.type == "cpu":
+        denoising = denoising.model_copy(update={"precision": "fp32"})
     rest = run.minutes - share
-    facts["denoiser"] = train_within(denoiser, training, rest, run.folder / "denoiser", identity)
+    facts["denoiser"] = train_within(denoiser, denoising, rest, run.folder / "denoiser", identity, run.device)
     facts |= {"sampler": SAMPLER, "evaluations": EVALUATIONS}
 
     def generate(request: Request) -> Tensor:
@@ -87,6 +89,7 @@ def monai_ldm(run: Run) -> Trained:
             latents["train"].shape[1:],
             lambda given: lambda x, angle: denoiser.clean(x, angle, given),
             lambda z: networks[0].decode(z * scale),
+            device=run.device,
             sampler=SAMPLER,
             evaluations=EVALUATIONS,
         )
@@ -128,7 +131,8 @@ def _build(run: Run) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _encode(network: Any, volumes: Tensor) -> Tensor:
-    return torch.cat([network.encode(volume[None])[0].float() for volume in volumes])
+    device = next(network.parameters()).device
+    return torch.cat([network.encode(volume[None].to(device))[0].float().cpu() for volume in volumes])
 
 
 class AutoencoderTask(Task):
@@ -136,12 +140,12 @@ class AutoencoderTask(Task):
 
     selected_by = "l1"
 
-    def __init__(self, network: nn.Module, volumes: Tensor, validation: Tensor, seed: int) -> None:
+    def __init__(self, network: nn.Module, volumes: Tensor, validation: Tensor, batch_size: int, seed: int) -> None:
         super().__init__()
         self.network = network
         self.volumes, self.validation = volumes, validation
         self.seed = derive(seed, "monai autoencoder")
-        self.order = Order(len(volumes), AUTOENCODER_TRAINING.batch_size, self.seed)
+        self.order = Order(len(volumes), batch_size, self.seed)
         self.latent_shape = (LATENT_CHANNELS, *(size // DOWNSAMPLING for size in volumes.shape[2:]))
 
     def draw(self, number: int, rows: slice) -> Batch:
@@ -161,11 +165,14 @@ class AutoencoderTask(Task):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """L1, PSNR (dB) and SSIM through the posterior's mean."""
-        totals = torch.zeros(3)
-        for volume in self.validation:
-            found = self.network.decode(self.network.encode(volume[None])[0]).float().clamp(-1, 1)
-            figures = ((found - volume).abs().mean(), peak_signal_to_noise(found, volume[None])[0])
-            totals += torch.stack([*figures, structural_similarity(found, volume[None])[0]])
+        device = next(self.network.parameters()).device
+        totals = torch.zeros(3, device=device)
+        for volumes in self.validation.split(1 if device.type == "cpu" else GPU_AT_ONCE):
+            volumes = volumes.to(device)
+            found = self.network.decode(self.network.encode(volumes)[0]).float().clamp(-1, 1)
+            l1 = (found - volumes).abs().flatten(1).mean(1)
+            figures = (l1, peak_signal_to_noise(found, volumes), structural_similarity(found, volumes))
+            totals += torch.stack([figure.sum() for figure in figures])
         return dict(zip(("l1", "psnr", "ssim"), (totals / len(self.validation)).tolist(), strict=True))
 
 
@@ -201,14 +208,15 @@ class DenoiserTask(Task):
 
     def _batch(self, split: str, cases: Tensor, levels: Tensor, drawn: Tensor) -> Batch:
         given = {name: value[cases] for name, value in self.conditions[split].items()}
-        return {"latents": self.latents[split][cases], "levels": levels, "noise": drawn, **given}
+        angles = self.angles[levels].float()
+        return {"latents": self.latents[split][cases], "levels": levels, "angles": angles, "noise": drawn, **given}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss."""
         return {"loss": self._errors(batch).mean()}
 
     def _errors(self, batch: Batch) -> Tensor:
-        x = mix(batch["latents"], batch["noise"], self.angles[batch["levels"]].float())
+        x = mix(batch["latents"], batch["noise"], batch["angles"])
         found = self._predict(x, batch["levels"].float(), batch)
         return (found.float() - batch["noise"]).square().flatten(1).mean(1)
 
@@ -228,9 +236,9 @@ class DenoiserTask(Task):
     def clean(self, x: Tensor, angle: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The contract of medsynth's samplers: the clean latent, given the noisy one and its angle."""
         table = self.angles.numpy()
-        angle = angle.double().clamp(float(table[0]), float(table[-1]))
-        levels = torch.from_numpy(np.interp(angle.numpy(), table, np.arange(LEVELS))).float()
-        cos, sin = (f(angle).float().view(-1, 1, 1, 1, 1) for f in (torch.cos, torch.sin))
+        angle = angle.double().cpu().clamp(float(table[0]), float(table[-1]))
+        levels = torch.from_numpy(np.interp(angle.numpy(), table, np.arange(LEVELS))).float().to(x.device)
+        cos, sin = (f(angle).float().view(-1, 1, 1, 1, 1).to(x.device) for f in (torch.cos, torch.sin))
         return (x - sin * self._predict(x, levels, conditions).float()) / cos
 
     @torch.no_grad()
@@ -239,8 +247,9 @@ class DenoiserTask(Task):
         count = len(self.latents["validation"])
         levels = torch.randint(LEVELS, (count,), generator=torch_generator(self.seed, "validation levels"))
         drawn = noise(self.latents["validation"].shape[1:], self.seed, "validation noise", 0, slice(0, count))
-        total = sum(
-            float(self._errors(self._batch("validation", rows, levels[rows], drawn[rows])).sum())
-            for rows in torch.arange(count).split(DENOISER_TRAINING.batch_size)
-        )
+        device = next(self.network.parameters()).device
+        total = 0.0
+        for rows in torch.arange(count).split(DENOISER_TRAINING.batch_size):
+            batch = self._batch("validation", rows, levels[rows], drawn[rows])
+            total += float(self._errors({name: value.to(device) for name, value in batch.items()}).sum())
         return {"loss": total / count}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.peers.data import Request
-from benchmarks.peers.method import Run, Trained, draw_scans, train_within
+from benchmarks.peers.method import Run, Trained, draw_scans, on_device, train_within
+from medsynth.diffusion.device_denoiser import DeviceDenoiser
 from medsynth.diffusion.guidance import Guidance, guided
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.progress import Silent
@@ -25,15 +25,22 @@ AUTOENCODER_SHARE = 0.25
 
 def medsynth(run: Run) -> Trained:
     """Train both networks within the budget."""
-    splits, device = run.data.splits, torch.device("cpu")
+    splits, device = run.data.splits, run.device
     pipeline = run.data.pipeline.model_copy(update={"seed": run.seed})
-    settings = pipeline.autoencoder
+    settings, denoising = (
+        part.model_copy(update={"training": on_device(part.training, device)})
+        for part in (pipeline.autoencoder, pipeline.denoiser)
+    )
     autoencoder = new_autoencoder(pipeline)
-    task = AutoencoderTask(autoencoder, splits["train"].volumes, splits["validation"].volumes, settings, run.seed)
+    autoencoding = AutoencoderTask(
+        autoencoder, splits["train"].volumes, splits["validation"].volumes, settings, run.seed
+    )
     identity = {"method": "medsynth", "seed": run.seed, "minutes": run.minutes}
     share = run.minutes * AUTOENCODER_SHARE
     facts: dict[str, Any] = {
-        "autoencoder": train_within(task, settings.training, share, run.folder / "autoencoder", identity)
+        "autoencoder": train_within(
+            autoencoding, settings.training, share, run.folder / "autoencoder", identity, device
+        )
     }
     variants = {"train": pipeline.denoiser.augment.variants(), "validation": [()]}
     stores = {
@@ -47,18 +54,22 @@ def medsynth(run: Run) -> Trained:
     denoiser = Denoiser(network, Objective.from_settings(pipeline.denoiser.objective))
     denoising = DenoiserTask(denoiser, stores["train"], stores["validation"], statistics, pipeline.denoiser, run.seed)
     rest = run.minutes - share
-    facts["denoiser"] = train_within(denoising, pipeline.denoiser.training, rest, run.folder / "denoiser", identity)
+    facts["denoiser"] = train_within(
+        denoising, pipeline.denoiser.training, rest, run.folder / "denoiser", identity, device
+    )
     sampling = pipeline.generate.sampling
     facts |= {"sampler": sampling.sampler, "evaluations": sampling.evaluations}
 
     def generate(request: Request) -> Tensor:
         guidance = Guidance(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
+        sampled = DeviceDenoiser(network, denoiser.objective, "fp32", device)
         return draw_scans(
             run.data,
             request,
             shape,
-            lambda given: guided(denoiser, given, guidance),
+            lambda given: guided(sampled, given, guidance),
             autoencoder.decode_latent,
+            device=device,
             sampler=sampling.sampler,
             evaluations=sampling.evaluations,
             shift=denoiser.objective.shift(math.prod(shape[1:])),

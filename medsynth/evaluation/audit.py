@@ -224,16 +224,10 @@ class _Audit:
         if reason is None:
             steps = self.settings.benefit.steps
             with self.progress.task("Mask overlap", steps) as advance:
-                masks = condition.mask_overlap(
-                    self.train,
-                    self.held_out,
-                    self.synthetic,
-                    self.resampling,
-                    steps=steps,
-                    seed=seed,
-                    device=self.device,
-                    advance=advance,
+                segmenter = condition.Segmenter.trained(
+                    self.train, steps=steps, seed=seed, device=self.device, advance=advance
                 )
+                masks = condition.mask_overlap(segmenter, self.held_out, self.synthetic, self.resampling, seed=seed)
         else:
             absent["masks"] = reason
         return Condition(self.synthetic.classes, on_real, on_synthetic, masks, absent)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from medsynth.evaluation import statistics
 from medsynth.evaluation.evidence import MaskOverlap, Scores
@@ -46,32 +49,42 @@ def no_masks(train: LabelledVolumes, held_out: LabelledVolumes, synthetic: Label
     return None
 
 
+@dataclass(frozen=True)
+class Segmenter:
+    """A network that finds `labels` in scans, trained for `steps` on real ones."""
+
+    network: nn.Module
+    labels: tuple[int, ...]
+    steps: int
+    device: torch.device
+
+    @classmethod
+    def trained(
+        cls, train: LabelledVolumes, *, steps: int, seed: int, device: torch.device, advance: Advance
+    ) -> Segmenter:
+        """A segmenter of the labels that the training scans' masks have."""
+        masks = train.with_masks()
+        labels = label_values(masks)
+        network = train_segmenter(train.voxels, masks, labels, steps=steps, seed=seed, device=device, advance=advance)
+        return cls(network, labels, steps, device)
+
+
 def mask_overlap(
-    train: LabelledVolumes,
-    held_out: LabelledVolumes,
-    synthetic: LabelledVolumes,
-    resampling: Resampling,
-    *,
-    steps: int,
-    seed: int,
-    device: torch.device,
-    advance: Advance,
+    segmenter: Segmenter, held_out: LabelledVolumes, synthetic: LabelledVolumes, resampling: Resampling, *, seed: int
 ) -> MaskOverlap:
     """Dice of a segmenter trained on real training scans, on held-out real and on synthetic scans.
 
-    A high overlap on synthetic scans says that the anatomy lies where the mask asked for it. All three sets must
-    have masks with labels in common, which `no_masks` tells.
+    A high overlap on synthetic scans says that the anatomy lies where the mask asked for it. Both sets and the training
+    scans must have masks with labels in common, which `no_masks` tells.
     """
-    masks = train.with_masks()
-    labels = label_values(masks)
-    network = train_segmenter(train.voxels, masks, labels, steps=steps, seed=seed, device=device, advance=advance)
     found = []
     for name, volumes in (("held-out real", held_out), ("synthetic", synthetic)):
-        scores = dice_scores(network, volumes.voxels, volumes.with_masks(), labels, device=device)
+        masks = volumes.with_masks()
+        scores = dice_scores(segmenter.network, volumes.voxels, masks, segmenter.labels, device=segmenter.device)
         some = np.flatnonzero(np.isfinite(scores))
         patients = [volumes.patients[i] for i in some]
         generator = numpy_generator(seed, "condition", "dice", name)
         weights = statistics.patient_weights(patients, resampling.resamples, generator)
         draws = weights @ scores[some] / weights.sum(1)
         found.append(statistics.percentile_estimate(float(scores[some].mean()), draws, resampling.confidence))
-    return MaskOverlap(on_real=found[0], on_synthetic=found[1], steps=steps)
+    return MaskOverlap(on_real=found[0], on_synthetic=found[1], steps=segmenter.steps)

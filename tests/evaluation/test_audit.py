@@ -13,7 +13,7 @@ from medsynth.config.evidence import Benefit as BenefitSettings
 from medsynth.config.evidence import Evaluate, Gates
 from medsynth.errors import DataError
 from medsynth.evaluation.audit import collect_evidence
-from medsynth.evaluation.condition import mask_overlap, no_masks
+from medsynth.evaluation.condition import Segmenter, mask_overlap, no_masks
 from medsynth.evaluation.evidence import Evidence
 from medsynth.evaluation.gates import check_gates
 from medsynth.evaluation.segmentation import dice_scores, label_values, train_segmenter
@@ -139,9 +139,8 @@ def test_another_grid_or_other_classes_are_refused(world: World) -> None:
 def test_the_segmenter_finds_real_lesions_and_tells_where_a_mask_lies(world: World) -> None:
     train, held_out, honest = (world(n, i, contrast=1.4, masks=True) for i, n in enumerate((30, 10, 10)))
     lying = replace(honest, masks=honest.with_masks().flip(0))
-    found = mask_overlap(
-        train, held_out, lying, Resampling(200, 0.95), steps=100, seed=0, device=CPU, advance=lambda done: None
-    )
+    segmenter = Segmenter.trained(train, steps=100, seed=0, device=CPU, advance=lambda done: None)
+    found = mask_overlap(segmenter, held_out, lying, Resampling(200, 0.95), seed=0)
     assert found.on_real.value > 0.6
     assert found.on_synthetic.high < found.on_real.low
     assert found.on_synthetic.value < 0.5
