@@ -13,6 +13,7 @@ from toy_task import ToyTask, settings
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
+from medsynth.seeding import torch_generator
 from medsynth.training.loop import Task, train
 from medsynth.training.replay import Replay
 
@@ -88,10 +89,10 @@ class OnTwoGrids(Task):
         self.denoiser = Denoiser(self.network, Objective({"kind": "flow"}))
 
     def draw(self, number, rows):
-        torch.manual_seed(number)
+        generator = torch_generator(3, "batch", number)  # of its own: several threads draw
         side = 8 if number % 2 else 4
         _, conditions, angles, _ = inputs("cpu", side=side)
-        latents, noise = (torch.randn(2, 4, side, side, side) for _ in range(2))
+        latents, noise = (torch.randn(2, 4, side, side, side, generator=generator) for _ in range(2))
         return {"latents": latents, "noise": noise, "angles": angles, **conditions}
 
     def forward(self, batch):
