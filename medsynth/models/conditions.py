@@ -218,12 +218,12 @@ class ConditionEncoder(nn.Module):
             rows = len(self.declaration[name]["values"]) + 1
             index = conditions.get(name)
             if index is None:
-                index = torch.full((batch,), NULL_CATEGORY)
+                index = torch.full((batch,), NULL_CATEGORY, device=device)
             tokens.append(embedding(index.to(device) % rows))  # -1 wraps to the last row, the null
         for name, mlp in self.numbers.items():
             value = conditions.get(name)
             if value is None:
-                value = torch.full((batch,), math.nan)
+                value = torch.full((batch,), math.nan, device=device)
             value = value.to(device)
             absent = value.isnan()
             low, high = self.declaration[name]["range"]

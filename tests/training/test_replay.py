@@ -55,12 +55,16 @@ def inputs(device: str, count: int = 2, side: int = 8):
     return latents, conditions, torch.full((count,), 0.7, device=device), noise
 
 
+@pytest.mark.parametrize("steered", [True, False])
 @pytest.mark.parametrize("network", list(networks()), ids=["unet", "softmax", "transformer"])
-def test_a_step_of_the_denoiser_stays_on_its_device(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On tensors without contents, which know a device of their own."""
+def test_a_step_of_the_denoiser_stays_on_its_device(
+    network: nn.Module, steered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors without contents, which know a device of their own; conditions that are left out cross nothing either."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # has none for such tensors
     network = network.to("meta").train()
     latents, conditions, angles, noise = inputs("meta")
+    conditions = conditions if steered else {}
     with Crossings() as crossings:
         Denoiser(network, Objective({"kind": "flow"})).loss(latents, conditions, angles, noise).mean().backward()
     assert crossings.seen == []
