@@ -18,7 +18,7 @@ from medsynth.errors import CohortError, DataError
 from medsynth.models.conditions import Declaration, mask_name, random_drop
 from medsynth.seeding import derive, torch_generator
 from medsynth.training.batches import Batch, GridOrder, noise, per_grid
-from medsynth.training.devices import processes
+from medsynth.training.devices import at_once_without_gradients, processes
 from medsynth.training.latents import LatentStatistics, LatentStore
 from medsynth.training.loop import Task, train
 from medsynth.training.pool import Pool, even_angles, place_for, spread
@@ -107,7 +107,7 @@ class DenoiserTask(Task):
         if self.watcher is None:
             return {}
         device = next(self.network.parameters()).device
-        samples = self.watcher.samples(self.denoiser, device, self.batch_size)
+        samples = self.watcher.samples(self.denoiser, device, at_once_without_gradients(self.batch_size, device))
         per_case = [self.losses(pool).view(-1, len(self.validation)).mean(0) for pool in (self.pool, self.validation)]
         return self.watcher.look(samples, *per_case)
 
@@ -159,11 +159,12 @@ class DenoiserTask(Task):
     def _over(self, pool: Pool, cases: Tensor, angles: Tensor, name: str, measure: Callable[[Batch], Tensor]) -> Tensor:
         """`measure` of every draw, [n] on the CPU, in batches; the noise named `name` is the same every time."""
         device = next(self.network.parameters()).device
+        at_once = at_once_without_gradients(self.batch_size, device)
         found = torch.empty(len(cases))
         for _, part, places, inside in pool.by_grid(cases):
-            for start in range(0, len(places), self.batch_size):
-                rows = places[start : start + self.batch_size]
-                latents, conditions = part.take(inside[start : start + self.batch_size])
+            for start in range(0, len(places), at_once):
+                rows = places[start : start + at_once]
+                latents, conditions = part.take(inside[start : start + at_once])
                 batch = {
                     "latents": latents,
                     "noise": noise(part.shape, self.seed, name, 0, rows.tolist()),
