@@ -81,7 +81,7 @@ def _version(name: str) -> str:
 
 
 def _fused(capability: int) -> str:
-    """Whether linear attention has kernels of its own on a GPU of this major compute capability."""
+    """Whether linear attention and norms have kernels of their own on a GPU of this major compute capability."""
     if capability < OLDEST_CAPABILITY:
         return "no, the GPU is too old for Triton"
     why = obstacle()
@@ -94,7 +94,7 @@ def _devices() -> list[str]:
         facts = torch.cuda.get_device_properties(number)
         found.append(
             f"cuda:{number}: {facts.name}, {facts.total_memory / 1e9:.0f} GB, bf16 {torch.cuda.is_bf16_supported()}, "
-            f"fused attention: {_fused(facts.major)}"
+            f"fused kernels: {_fused(facts.major)}"
         )
     if torch.backends.mps.is_available():
         found.append("mps")

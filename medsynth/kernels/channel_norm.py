@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medsynth.kernels.triton_at_hand import OLDEST_CAPABILITY, interpreted, obstacle
+from medsynth.kernels.triton_at_hand import runs_on
 
-AVAILABLE = obstacle() is None
-INTERPRETED = AVAILABLE and interpreted()
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 EPS = 1e-5
 MOST_CHANNELS = 1024
@@ -28,9 +26,7 @@ PROGRAMS = 8 * 132
 
 def can_fuse(x: Tensor, gain: Tensor, scale: Tensor | None, shift: Tensor | None) -> bool:
     """Whether `fused_channel_norm` takes these: on a GPU (or in Triton's interpreter), and of a shape it knows."""
-    if not (INTERPRETED or (AVAILABLE and x.is_cuda and torch.version.hip is None)):
-        return False
-    if x.is_cuda and torch.cuda.get_device_properties(x.device).major < OLDEST_CAPABILITY:
+    if not runs_on(x.device):
         return False
     rows = [row for row in (scale, shift) if row is not None]
     if any(y.device != x.device or y.dtype not in DTYPES for y in (x, gain, *rows)) or len(rows) == 1:

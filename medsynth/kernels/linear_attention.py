@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medsynth.kernels.triton_at_hand import OLDEST_CAPABILITY, interpreted, obstacle
+from medsynth.kernels.triton_at_hand import runs_on
 
-AVAILABLE = obstacle() is None
-INTERPRETED = AVAILABLE and interpreted()
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
 HEAD_CHANNELS = range(8, 65)
 """Wider ones want more registers than there are."""
@@ -26,9 +24,7 @@ PROGRAMS = 4 * 132
 
 def can_fuse(q: Tensor, k: Tensor, v: Tensor, turns: Tensor | None, gains: tuple[Tensor, Tensor] | None) -> bool:
     """Whether `fused_linear_attention` takes these: on a GPU (or in Triton's interpreter), and of a shape it knows."""
-    if gains is None or not (INTERPRETED or (AVAILABLE and q.is_cuda and torch.version.hip is None)):
-        return False
-    if q.is_cuda and torch.cuda.get_device_properties(q.device).major < OLDEST_CAPABILITY:
+    if gains is None or not runs_on(q.device):
         return False
     tokens = (q, k, v) if turns is None else (q, k, v, turns)
     if any(x.device != q.device for x in (*tokens, *gains)) or any(x.stride(-1) != 1 for x in tokens):

@@ -1,4 +1,4 @@
-"""Whether Triton can build its kernels on this machine."""
+"""Whether Triton can build its kernels on this machine, and run them on a device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
+
+import torch
 
 OLDEST_CAPABILITY = 8
 """Major compute capability (Ampere) from which Triton supports NVIDIA's GPUs."""
@@ -33,3 +35,15 @@ def obstacle() -> str | None:
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, slowly and on a CPU too, to test them where there is no GPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+AVAILABLE = obstacle() is None
+INTERPRETED = AVAILABLE and interpreted()
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether kernels run on `device`: an NVIDIA GPU that Triton knows, or anything where they are interpreted."""
+    if INTERPRETED:
+        return True
+    known = AVAILABLE and device.type == "cuda" and torch.version.hip is None
+    return known and torch.cuda.get_device_properties(device).major >= OLDEST_CAPABILITY
