@@ -43,13 +43,13 @@ def peer() -> Any:
     import torch
     from torch import Tensor, nn
 
-    from benchmarks.autoencoder import PEER, build
+    from benchmarks.autoencoder import maisi
     from medsynth.models.autoencoder import Posterior
 
     class Peer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = build(PEER, 0, 0)
+            self.inner = maisi(frugal=False)
             self.config = {"downsampling": 4, "latent_channels": 4}
 
         def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Posterior]:

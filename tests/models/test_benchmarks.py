@@ -266,3 +266,15 @@ def test_growth_of_generation_is_over_voxels_and_leaves_small_sizes_out() -> Non
     growth_found = scaling.exponents(rows, 64)
     assert list(growth_found.values()) == pytest.approx([1.0] * 4)
     assert scaling.volume_table(rows, growth_found).splitlines()[-1].split() == ["exponent", *["1.00"] * 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", quality.ARMS)
+def test_every_arm_of_the_comparison_of_autoencoders_takes_a_crop(arm: str) -> None:
+    network = quality.network_of(arm, 1)
+    factor, channels = network.config["downsampling"], network.config["latent_channels"]
+    crop, side = torch.zeros(1, 1, 16, 16, 16), 16 // factor
+    with torch.no_grad():
+        made, posterior = network(crop, torch.zeros(1, channels, side, side, side))
+    assert made.shape == crop.shape
+    assert posterior.mean.shape == (1, channels, side, side, side)
