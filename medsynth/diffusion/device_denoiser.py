@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,8 @@ class DeviceDenoiser(Denoiser):
     """The contract of `Denoiser` for sampling, without gradients; `precision` is that of the network's products.
 
     Where Python asks for the kernels of a call more slowly than a GPU runs them, calls are recorded (`kernels.recording`).
-    A recording reads the weights where they lay when it was made, so an object is good for one series of calls.
+    A recording reads the weights where they lay when it was made, so an object is good for one series of calls; as a context
+    it forgets its recordings in the end.
     """
 
     def __init__(self, network: nn.Module, objective: Objective, precision: Precision, device: torch.device) -> None:
@@ -30,6 +33,14 @@ class DeviceDenoiser(Denoiser):
         self._device = device
         self._bf16 = samples_in_bf16(precision, device)
         self._recorder = Recorder(self._named, WARM_CALLS) if device.type == "cuda" else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.forget()
 
     def clean(self, x: Tensor, angle: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """As `Denoiser.clean`, of tensors on the device."""

@@ -243,13 +243,13 @@ class LatentVolumePipeline(DiffusionPipeline):
         noise = torch.zeros(size, *self._latent_shape(grid), device=self.denoiser.device)
         time = torch.full((size,), sum(guidance.interval) / 2, device=noise.device)  # where guidance acts
         given = {name: values.to(noise.device) for name, values in given.items()}
-        guided(self._on_device(), given, guidance.only(given))(noise, from_flow_time(time))
+        with self._on_device() as denoiser:
+            guided(denoiser, given, guidance.only(given))(noise, from_flow_time(time))
 
     @torch.no_grad()
     def _volumes(self, order: Order, way: _Way, size: int, progress: Progress) -> Iterator[Volume]:
         kind, total, start = self._kind(order.grid, way.guidance, order.masks is not None), len(order.rows), 0
-        self._denoiser = self._on_device()
-        with progress.task("generating", total * way.used) as advance:
+        with progress.task("generating", total * way.used) as advance, self._on_device() as self._denoiser:
             while start < total:
                 chosen = [min(start + i, total - 1) for i in range(size)]
                 kept, calls = min(size, total - start), itertools.count()

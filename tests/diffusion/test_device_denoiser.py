@@ -92,6 +92,15 @@ def test_recordings_are_given_up_before_tiles_shrink(pipeline, recording, monkey
     assert tiles == [16 * 24 * 16] * 2
 
 
+def test_nothing_is_held_once_all_volumes_are_there(pipeline, recording, monkeypatch):
+    monkeypatch.setattr(type(pipeline), "_on_device", lambda self: recording)
+    volumes = pipeline.stream(seeds=[1, 2], sampler="flow_euler", evaluations=2)
+    next(volumes)
+    assert recording._recorder is not None
+    assert len(list(volumes)) == 1
+    assert recording._recorder is None
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way["sampler"])
 def test_volumes_from_recordings_are_those_of_plain_calls(pipeline, way, monkeypatch):
