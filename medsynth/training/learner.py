@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from medsynth.config.training import Training
@@ -13,7 +12,11 @@ from medsynth.training.checkpoint import load_optimiser, optimiser_tensors
 
 
 class Learner:
-    """One network's weights, and how they follow their gradient. `loss` names what it minimises."""
+    """One network's weights, and how they follow their gradient. `loss` names what it minimises.
+
+    Clipping and stepping are torch's own: accelerate's wrappers look up packages at every step (0.4 of 1.5 ms for 115 weights on
+    one core), and a small network takes a GPU little longer than that.
+    """
 
     def __init__(self, loss: str, network: nn.Module, settings: Training, device: torch.device) -> None:
         self.loss = loss
@@ -27,11 +30,9 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
-    def step(self, accelerator: Accelerator) -> Tensor:
-        """Clip, step, forget the gradient. Returns its norm before clipping; zero while gradients are accumulated."""
-        norm = torch.zeros(())
-        if accelerator.sync_gradients:
-            norm = accelerator.clip_grad_norm_(self.names, self._clip_norm)
+    def step(self) -> Tensor:
+        """Clip, step, forget the gradient. Returns its norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(list(self.names), self._clip_norm, foreach=True)
         self.optimiser.step()
         self.optimiser.zero_grad()
         return norm

@@ -142,9 +142,7 @@ class _Run:
         if settings.compile:
             require_compiler()
             task.compile()
-        self.model, *optimisers = self.accelerator.prepare(task, *(each.optimiser for each in self.learners.values()))
-        for learner, optimiser in zip(self.learners.values(), optimisers, strict=True):
-            learner.optimiser = optimiser
+        self.model = self.accelerator.prepare(task)
         self.losses_of: Callable[[Batch], Losses] = self._compute
         if self._replays:
             self.losses_of = Replay(self._compute, list(self.learners[""].names))
@@ -223,7 +221,7 @@ class _Run:
             with self.accelerator.accumulate(self.model):
                 losses = self.losses_of(batch)
                 self.window.add_losses(losses)
-                norm, *_ = [learner.step(self.accelerator) for learner in self.learners.values()]
+        norm, *_ = [learner.step() for learner in self.learners.values()]
         self.window.end_step(self.step + 1, norm)
         self.average.update()
 
