@@ -15,7 +15,7 @@ class Learner:
     """One network's weights, and how they follow their gradient. `loss` names what it minimises.
 
     Clipping and stepping are torch's own: accelerate's wrappers look up packages at every step (0.4 of 1.5 ms for 115 weights on
-    one core), and a small network takes a GPU little longer than that.
+    one core).
     """
 
     def __init__(self, loss: str, network: nn.Module, settings: Training, device: torch.device) -> None:
