@@ -83,6 +83,10 @@ def judged(folder: Path, judge: Judge) -> dict[str, Any]:
     from benchmarks.peers.data import draw_request
 
     cell = read_json(folder / MADE)
+    if cell["data"] != judge.data.digest:
+        raise SystemExit(
+            f"{folder}: expected scans made for the split at hand, found those of another; make them again"
+        )
     scans = torch.from_numpy(np.load(folder / SCANS, allow_pickle=False)).float()
     return {**cell, **judge(draw_request(judge.data, cell["count"], cell["seed"]), scans)}
 
