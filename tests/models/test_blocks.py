@@ -14,7 +14,6 @@ from medsynth.models.blocks import (
     Up,
     fold,
     fourier_features,
-    modulate,
     remade,
     unfold,
 )
@@ -80,11 +79,11 @@ def test_what_is_made_again_is_not_kept_and_gives_the_same() -> None:
         assert torch.equal(remade(block, x, vector), block(x, vector))
 
 
-def test_modulation_of_zero_changes_nothing() -> None:
-    x = torch.randn(2, 2, 2, 2, 4, generator=torch_generator(0, "x"))
-    torch.testing.assert_close(modulate(x, torch.zeros(2, 8)), x)
-    scale_shift = torch.tensor([[1.0] * 4 + [3.0] * 4, [0.0] * 8])
-    torch.testing.assert_close(modulate(x, scale_shift), torch.stack([2 * x[0] + 3, x[1]]))
+def test_a_norm_is_scaled_and_shifted_per_sample() -> None:
+    x, norm = torch.randn(2, 2, 2, 2, 4, generator=torch_generator(0, "x")), ChannelNorm(4)
+    plain = norm(x)
+    scale, shift = torch.tensor([[1.0] * 4 + [3.0] * 4, [0.0] * 8]).chunk(2, -1)
+    torch.testing.assert_close(norm(x, scale, shift), torch.stack([2 * plain[0] + 3, plain[1]]))
 
 
 @pytest.mark.parametrize("channels", [8, 16, 48])
