@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from medsynth.config.training import Precision
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.kernels.recording import NotRecordable, Recorder
+from medsynth.models.conditions import conditions_of, named
 from medsynth.precision import samples_in_bf16
 
 WARM_CALLS = 2
 """The first call loads kernels; the second tells whether Python or the device is what takes the time."""
-CONDITION = "condition "
-"""Goes before a condition's name among the inputs of a recorded call."""
 
 
 class DeviceDenoiser(Denoiser):
@@ -45,7 +44,7 @@ class DeviceDenoiser(Denoiser):
     def clean(self, x: Tensor, angle: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """As `Denoiser.clean`, of tensors on the device."""
         if self._recorder is not None:
-            inputs = {"x": x, "angle": angle, **{CONDITION + name: value for name, value in conditions.items()}}
+            inputs = {"x": x, "angle": angle, **named(conditions)}
             try:
                 return self._recorder(inputs).clone()  # the next call overwrites it, and samplers remember several
             except (NotRecordable, torch.OutOfMemoryError):
@@ -58,8 +57,7 @@ class DeviceDenoiser(Denoiser):
         return had
 
     def _named(self, inputs: dict[str, Tensor]) -> Tensor:
-        given = {name.removeprefix(CONDITION): value for name, value in inputs.items() if name.startswith(CONDITION)}
-        return self._at_once(inputs["x"], inputs["angle"], given)
+        return self._at_once(inputs["x"], inputs["angle"], conditions_of(inputs))
 
     def _at_once(self, x: Tensor, angle: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         # Entered anew in each call: weights that autocast has rounded before a recording would not be part of it.

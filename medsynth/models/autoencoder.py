@@ -61,7 +61,7 @@ class KLAutoencoder(VolumeAutoencoder):
 
     def decode(self, z: Tensor) -> Tensor:
         """Raw latent [B, latent_channels, x, y, z] -> [B, in_channels, X, Y, Z], about [-1, 1], not clipped."""
-        h = self.from_latent(z.movedim(1, -1).contiguous())
+        h = self.from_latent(z.movedim(1, -1))
         for layer in self.decoder:
             h = layer(h)
         h = self.head(nn.functional.silu(self.decoder_norm(h)))

@@ -105,15 +105,15 @@ class Convolution(nn.Module):
         self.conv = nn.Conv3d(channels_in, channels_out, 3, padding=1, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, X, Y, Z, C] -> [B, X, Y, Z, C']."""
-        return self.conv(x.movedim(-1, 1)).movedim(1, -1)
+        """[B, X, Y, Z, C] -> [B, X, Y, Z, C'], contiguous: PyTorch answers in the memory order that it is given."""
+        return self.conv(x.contiguous().movedim(-1, 1)).movedim(1, -1)
 
 
 class ResidualBlock(nn.Module):
     """x + mix(silu(conv(silu(mix(norm(x)))))), where the norm may be scaled and shifted by a vector per sample.
 
-    With `vector_width` the scale and shift come from that vector. The last mix starts at
-    zero, so a fresh network is the sum of its shortcuts. One 3x3x3 convolution: one voxel of reach.
+    With `vector_width` the scale and shift come from that vector. The last mix starts at zero, so a fresh network is the
+    sum of its shortcuts. One 3x3x3 convolution: one voxel of reach.
     """
 
     def __init__(self, channels: int, vector_width: int | None = None, group_width: int = GROUP_WIDTH) -> None:

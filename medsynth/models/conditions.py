@@ -31,6 +31,8 @@ from medsynth.models.blocks import Convolution, fold, fourier_features
 Declaration = dict[str, dict[str, Any]]
 Value = str | float | None
 
+CONDITION = "condition "
+"""Goes before a condition's name among other tensors."""
 NULL_CATEGORY = -1
 NULL_LABEL = 255
 NUMBER_FREQUENCIES = 8
@@ -140,6 +142,16 @@ def random_drop(
             where = withheld.to(value.device).view(-1, *[1] * (value.ndim - 1))
             result[name] = torch.where(where, torch.full_like(value, _null(value)), value)
     return result
+
+
+def named(conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions under names that set them apart among other tensors, such as those of a batch."""
+    return {CONDITION + name: value for name, value in conditions.items()}
+
+
+def conditions_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions among tensors that `named` named."""
+    return {name.removeprefix(CONDITION): v for name, v in tensors.items() if name.startswith(CONDITION)}
 
 
 class GeometryEncoder(nn.Module):

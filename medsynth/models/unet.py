@@ -140,7 +140,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         tokens, field = self.condition_encoder(conditions, x.shape[0], grid, x.device)
         vector = nn.functional.silu(angle_vector + tokens.sum(1))
         context = torch.cat([angle_vector[:, None], tokens], 1)
-        h = x.movedim(1, -1).contiguous()  # a convolution answers in the order that it is given
+        h = x.movedim(1, -1)
         if field is not None:
             h = torch.cat([h, field.to(h.dtype)], -1)
         h = self.stem(h)

@@ -15,7 +15,7 @@ from medsynth.config.denoiser import Denoiser as DenoiserSettings
 from medsynth.diffusion.bound import HIGHEST, LOWEST, bound_angles, variational_bound
 from medsynth.diffusion.objective import Denoiser
 from medsynth.errors import CohortError, DataError
-from medsynth.models.conditions import Declaration, mask_name, random_drop
+from medsynth.models.conditions import Declaration, conditions_of, mask_name, named, random_drop
 from medsynth.seeding import derive, torch_generator
 from medsynth.training.batches import Batch, GridOrder, noise, per_grid
 from medsynth.training.devices import at_once_without_gradients, processes
@@ -25,8 +25,6 @@ from medsynth.training.pool import Pool, even_angles, place_for, spread
 from medsynth.training.records import Record
 from medsynth.training.watch import Eyes, Watcher
 
-CONDITION = "condition "
-"""Goes before a condition's name in a batch."""
 VALIDATION_DRAWS = 128
 """Noise levels that the validation loss looks at, at least; each case gets its even share."""
 BINS, DRAWS_PER_BIN = 5, 16
@@ -87,7 +85,7 @@ class DenoiserTask(Task):
             "latents": latents[rows],
             "noise": noise(pool.shape, self.seed, "noise", number, rows),
             "angles": angles[rows],
-            **{CONDITION + name: value[rows] for name, value in conditions.items()},
+            **named({name: value[rows] for name, value in conditions.items()}),
         }
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -169,18 +167,13 @@ class DenoiserTask(Task):
                     "latents": latents,
                     "noise": noise(part.shape, self.seed, name, 0, rows.tolist()),
                     "angles": angles[rows],
-                    **{CONDITION + name: value for name, value in conditions.items()},
+                    **named(conditions),
                 }
                 found[rows] = measure({name: value.to(device) for name, value in batch.items()}).cpu()
         return found
 
     def _losses(self, batch: Batch) -> Tensor:
         return self.denoiser.loss(batch["latents"], conditions_of(batch), batch["angles"], batch["noise"])
-
-
-def conditions_of(batch: Batch) -> dict[str, Tensor]:
-    """The encoded conditions among a batch's tensors."""
-    return {name.removeprefix(CONDITION): v for name, v in batch.items() if name.startswith(CONDITION)}
 
 
 def declaration_of(denoiser: Denoiser) -> Declaration:

@@ -24,7 +24,8 @@ from medsynth.diffusion.angle import mix
 from medsynth.diffusion.bound import HIGHEST, LOWEST
 from medsynth.diffusion.objective import Denoiser
 from medsynth.errors import CohortError, DataError, InterruptedRun
-from medsynth.training.denoiser import CONDITION, DenoiserTask, train_denoiser
+from medsynth.models.conditions import CONDITION
+from medsynth.training.denoiser import DenoiserTask, train_denoiser
 from medsynth.training.pool import Pool
 
 

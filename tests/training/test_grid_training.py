@@ -22,10 +22,10 @@ from small_generator import (
 
 from medsynth.cohort.volumes import VolumeSet
 from medsynth.config.grid import GRID, Grid
-from medsynth.models.conditions import declare
+from medsynth.models.conditions import CONDITION, declare
 from medsynth.progress import Silent
 from medsynth.training.autoencoder import AutoencoderTask, train_autoencoder
-from medsynth.training.denoiser import CONDITION, DenoiserTask, train_denoiser
+from medsynth.training.denoiser import DenoiserTask, train_denoiser
 from medsynth.training.latents import LatentStatistics, LatentStore, encode_latents, open_stores
 
 LARGE = Grid(box=BOX, spacing_mm=(1.0, 1.0, 1.0))
