@@ -91,7 +91,7 @@ def run(
     torch.set_num_threads(1)
     training, held_out = COHORTS[cohort](data_folder(), side)
     batch = 4 if arm in (TIMED, SMALL) else 1
-    rate = rates["peer" if arm in (MAISI, MAISI_OURS) else "ours"]
+    peer = arm in (MAISI, MAISI_OURS)
     losses = {MAISI: AutoencoderLoss(structural=0, gradient=0), SMALL: AutoencoderLoss(frequency=0.5)}
     settings = Autoencoder(
         loss=losses.get(arm, AutoencoderLoss()),
@@ -99,7 +99,8 @@ def run(
             steps=NO_LIMIT if samples is None else samples,
             max_minutes=minutes if samples is None else None,
             batch_size=batch,
-            learning_rate=rate,
+            optimiser="adamw" if peer else "muon",
+            learning_rate=rates["peer" if peer else "ours"],
             warmup_steps=10,
             ema_decay=0.98,
             validate_every=NO_LIMIT,
@@ -127,7 +128,11 @@ def run(
             figures["ssim"].append(float(structural_similarity(reconstruction, volume)))
     steps = records[-1].step
     facts = {"arm": arm, "cohort": cohort, "seed": seed, "side": side, "training_crops": len(training)}
-    facts |= {"parameters": sum(weight.numel() for weight in network.parameters()), "learning_rate": rate}
+    facts |= {
+        "parameters": sum(weight.numel() for weight in network.parameters()),
+        "learning_rate": settings.training.learning_rate,
+        "optimiser": settings.training.optimiser,
+    }
     return {**facts, "steps": steps, "samples": steps * batch, "cpu_seconds": records[-1].seconds, **figures}
 
 

@@ -46,6 +46,7 @@ AUTOENCODER_SHARE = 0.4
 """Of the budget."""
 SAMPLER, EVALUATIONS = "dpm_solver++", 50
 AUTOENCODER_TRAINING = Training(
+    optimiser="adamw",
     batch_size=2,
     learning_rate=5e-4,
     warmup_steps=20,
@@ -55,7 +56,13 @@ AUTOENCODER_TRAINING = Training(
     log_every=10,
 )
 DENOISER_TRAINING = Training(
-    batch_size=8, learning_rate=5e-4, warmup_steps=50, weight_decay=0.0, ema_decay=0.995, validate_every=250
+    optimiser="adamw",
+    batch_size=8,
+    learning_rate=5e-4,
+    warmup_steps=50,
+    weight_decay=0.0,
+    ema_decay=0.995,
+    validate_every=250,
 )
 
 

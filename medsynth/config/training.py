@@ -26,6 +26,8 @@ class Training(Settings):
     """Batches per optimiser step."""
     learning_rate: Positive = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    optimiser: Literal["muon", "adamw"] = "muon"
+    """`muon`: matrices take steps of equal strength in every direction, the other weights follow AdamW. `adamw`: all do."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     clip_norm: Positive = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999

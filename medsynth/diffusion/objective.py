@@ -130,14 +130,16 @@ class Objective:
         """Angles to train at, [n] float32 on the CPU, from a CPU generator.
 
         Flow: logit-normal times (Esser 2024, eq. 19), whose logit is log tan(phi), plus the shift's logarithm. The others:
-        even over the schedule's 1000 levels and between them, so that a sampler may ask for any angle in between.
+        even over the schedule's 1000 levels and between them, so that a sampler may ask for any angle in between. One
+        comes from each n-th part of the distribution, in random order: so a small batch sees all levels (Kingma 2021, app. I.1).
         """
+        order = torch.randperm(n, generator=generator)
+        place = (order + torch.rand(n, generator=generator, dtype=torch.float64)) / n
         if isinstance(self.settings, FlowObjective):
-            logit = torch.randn(n, generator=generator, dtype=torch.float64) * self.settings.logit_std
+            logit = torch.special.ndtri(place) * self.settings.logit_std
             logit += self.settings.logit_mean + math.log(self.shift(latent_voxels))
             return torch.atan(torch.exp(logit)).float()
-        place = torch.rand(n, generator=generator, dtype=torch.float64).numpy() * (len(self._table) - 1)
-        angles = np.interp(place, np.arange(len(self._table)), self._table)
+        angles = np.interp(place.numpy() * (len(self._table) - 1), np.arange(len(self._table)), self._table)
         return torch.from_numpy(angles).float()
 
     def clamp(self, angle: Tensor) -> Tensor:

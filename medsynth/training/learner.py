@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medsynth.config.training import Training
 from medsynth.training.checkpoint import load_optimiser, optimiser_tensors
+from medsynth.training.muon import Muon, matrices
 
 
 class Learner:
@@ -22,36 +23,52 @@ class Learner:
         self.loss = loss
         self.network = network
         self.names = {w: name for name, w in network.named_parameters() if w.requires_grad}
-        self.optimiser: torch.optim.Optimizer = _adamw(list(self.names), settings, device)
+        self.optimisers = _optimisers(network, list(self.names), settings, device)
         self._clip_norm = settings.clip_norm
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of the next step."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
 
     def step(self) -> Tensor:
         """Clip, step, forget the gradient. Returns its norm before clipping."""
         norm = nn.utils.clip_grad_norm_(list(self.names), self._clip_norm, foreach=True)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         return norm
 
     def tensors(self, prefix: str) -> dict[str, Mapping[str, Tensor]]:
-        """Weights and state of the optimiser, for a checkpoint."""
-        state = optimiser_tensors(self.optimiser, self.names)
+        """Weights and state of the optimisers, for a checkpoint."""
+        state = {k: v for each in self.optimisers for k, v in optimiser_tensors(each, self.names).items()}
         return {f"{prefix}network": self.network.state_dict(), f"{prefix}optimiser": state}
 
     def load(self, prefix: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Go on from what `tensors` took under the same prefix."""
         self.network.load_state_dict(dict(tensors[f"{prefix}network"]))
-        load_optimiser(self.optimiser, self.names, tensors[f"{prefix}optimiser"])
+        for optimiser in self.optimisers:
+            load_optimiser(optimiser, self.names, tensors[f"{prefix}optimiser"])
 
 
-def _adamw(weights: list[nn.Parameter], settings: Training, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov 2019); no decay for biases and norms. One fused kernel where torch has one for the device."""
-    groups = [
-        {"params": [w for w in weights if w.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=device.type in ("cpu", "cuda"))
+def _optimisers(
+    network: nn.Module, weights: list[nn.Parameter], settings: Training, device: torch.device
+) -> list[torch.optim.Optimizer]:
+    """By setting Muon for matrices; AdamW (Loshchilov 2019) for all that is left, without decay for biases and norms.
+
+    AdamW is one fused kernel where torch has one for the device.
+    """
+    chosen = matrices(network) if settings.optimiser == "muon" else {}
+    rest = [w for w in weights if w not in chosen]
+    optimisers: list[torch.optim.Optimizer] = []
+    if chosen:
+        optimisers.append(Muon(chosen, settings.learning_rate, settings.weight_decay))
+    if rest:
+        groups = [
+            {"params": [w for w in rest if w.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [w for w in rest if w.ndim <= 1], "weight_decay": 0.0},
+        ]
+        fused = device.type in ("cpu", "cuda")
+        optimisers.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=fused))
+    return optimisers

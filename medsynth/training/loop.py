@@ -138,7 +138,8 @@ class _Run:
         self.learners = {"": Learner("loss", self.network, settings, self.accelerator.device)}
         """By the prefix of their files in a checkpoint."""
         if task.opponent is not None:
-            self.learners["opponent_"] = Learner("opponent", task.opponent, settings, self.accelerator.device)
+            theirs = settings.model_copy(update={"optimiser": "adamw"})
+            self.learners["opponent_"] = Learner("opponent", task.opponent, theirs, self.accelerator.device)
         if settings.compile:
             require_compiler()
             task.compile()

@@ -91,6 +91,17 @@ def test_flow_times_are_logit_normal_and_shifted():
     assert stats.kstest(logits.numpy(), stats.norm(-0.3 + math.log(2.5), 0.8).cdf).pvalue > 0.01
 
 
+@pytest.mark.parametrize("kind", ["flow", "v"])
+def test_a_batch_sees_every_part_of_the_distribution_once_in_any_order(kind):
+    objective = Objective({"kind": kind})
+    edges = objective.sample_angles(40_000, torch.Generator().manual_seed(1), 100).sort().values[4999:-1:5000]
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.stack([torch.bucketize(objective.sample_angles(8, generator, 100), edges) for _ in range(400)])
+    assert (parts.sort(1).values == torch.arange(8)).float().mean() > 0.98  # the edges are those of a sample
+    often = torch.stack([(parts == part).float().mean(0) for part in range(8)])
+    assert (often - 1 / 8).abs().max() < 0.07
+
+
 def test_automatic_shift_grows_with_the_latent_and_never_falls_below_two():
     objective = Objective({"kind": "flow"})
     assert [objective.shift(n) for n in (64, 16384, 65536, 262144)] == [2.0, 2.0, 4.0, 8.0]

@@ -81,7 +81,8 @@ def test_training_helps_on_volumes_it_has_not_seen(tmp_path):
 
 def test_the_kept_weights_are_those_of_the_best_validation(tmp_path):
     network = new_autoencoder()
-    records = autoencoder_records(tmp_path, 12, network, learning_rate=0.3, warmup_steps=0, validate_every=2)
+    wild = {"learning_rate": 0.3, "optimiser": "adamw", "warmup_steps": 0}
+    records = autoencoder_records(tmp_path, 12, network, **wild, validate_every=2)
     sets = volume_set(10, "train"), volume_set(5, "validation")
     task = AutoencoderTask(network, sets[0].volumes, sets[1].volumes, autoencoder_settings(), 3)
     checks = [record.validation["loss"] for record in records if record.validation]

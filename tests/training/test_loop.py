@@ -91,7 +91,7 @@ def test_accumulation_equals_the_larger_batch(tmp_path):
 
 
 def test_clipping_bounds_the_step(tmp_path):
-    plan = settings(steps=1, clip_norm=1e-9, warmup_steps=0, weight_decay=0.0, ema_decay=0.0)
+    plan = settings(steps=1, optimiser="adamw", clip_norm=1e-9, warmup_steps=0, weight_decay=0.0, ema_decay=0.0)
     task = ToyTask(8)
     before = weights(task)
     record = next(run(task, plan, tmp_path))

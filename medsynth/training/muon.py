@@ -1,0 +1,109 @@
+"""Muon: matrices follow their gradient with equal strength in every direction that it has.
+
+A gradient's few large singular values drown the rest; the momentum of a matrix is therefore replaced by the nearest matrix
+whose singular values are all one (Jordan 2024), times what makes its entries as large as AdamW's steps are (Liu 2025, eq. 4),
+so that one learning rate serves both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+QUINTICS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+"""a, b, c of a x + b x^3 + c x^5: one after another they take [0.001, 1] to near one (Amsel 2025, algorithm 1)."""
+MARGIN = 1.01
+"""So much below one the largest singular value stays, for rounding."""
+ADAMW_STEP = 0.2
+"""Root mean square of AdamW's steps at a learning rate of one, as it is usually found (Liu 2025, sec. 2.2)."""
+TINY = 1e-12
+
+
+def matrices(network: nn.Module) -> dict[nn.Parameter, int]:
+    """The weights of linear maps and convolutions, and of how many matrices each consists: one per group of channels."""
+    found = {}
+    for layer in network.modules():
+        weight = layer.weight if isinstance(layer, (nn.Linear, nn.Conv3d)) else None
+        if isinstance(weight, nn.Parameter) and weight.requires_grad:
+            found[weight] = layer.groups if isinstance(layer, nn.Conv3d) else 1
+    return found
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for weights that are matrices, or stacks of them along their first axis (`matrices`).
+
+    A convolution's matrix maps the voxels of its window to one. Decay of the weights is decoupled, as in AdamW.
+    """
+
+    def __init__(
+        self, weights: Mapping[nn.Parameter, int], lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
+        self._stacked = dict(weights)
+        super().__init__(list(weights), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One step with Nesterov's momentum. Matrices of one shape are taken together."""
+        if closure is not None:
+            raise ValueError("expected no closure: Muon takes the gradients that are there")
+        for group in self.param_groups:
+            given: list[nn.Parameter] = [weight for weight in group["params"] if weight.grad is not None]
+            if given:
+                self._step(given, group["lr"], group["weight_decay"], group["momentum"])
+
+    def _step(self, given: list[nn.Parameter], rate: float, weight_decay: float, momentum: float) -> None:
+        weights: list[Tensor] = [*given]
+        gradients = [weight.grad for weight in given if weight.grad is not None]
+        kept = [self._momentum(weight) for weight in given]
+        torch._foreach_lerp_(kept, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, kept, momentum)
+        stacks = [x.reshape(self._stacked[w], -1, w[0].numel()) for w, x in zip(given, ahead, strict=True)]
+        alike: dict[torch.Size, list[int]] = defaultdict(list)
+        for i, stack in enumerate(stacks):
+            alike[stack.shape[1:]].append(i)
+        torch._foreach_mul_(weights, 1 - rate * weight_decay)
+        for shape, members in alike.items():
+            counts = [len(stacks[i]) for i in members]
+            made = torch.split(orthogonal(torch.cat([stacks[i] for i in members])), counts)
+            steps = [step.reshape(weights[i].shape) for i, step in zip(members, made, strict=True)]
+            torch._foreach_add_([weights[i] for i in members], steps, alpha=-rate * ADAMW_STEP * math.sqrt(max(shape)))
+
+    def _momentum(self, weight: nn.Parameter) -> Tensor:
+        state = self.state[weight]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight)
+        kept: Tensor = state["momentum"]
+        return kept
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """U V^T of each matrix U S V^T of x [N, A, B], within a few percent where a singular value is above a thousandth of the norm.
+
+    The iteration multiplies x from the left by polynomials of x x^T alone, so it runs on that square and never on x: with many
+    columns that is a fraction of the work. In float32: rounding of the square hides singular values below 3e-4 of the
+    norm, which then stay small.
+    """
+    if x.shape[1] > x.shape[2]:
+        return orthogonal(x.mT).mT
+    x = x.float()
+    x = x / (x.flatten(1).norm(dim=1).clamp_min(TINY) * MARGIN)[:, None, None]
+    square = x @ x.mT
+    product = torch.empty(0)
+    for number, (a, b, c) in enumerate(QUINTICS):
+        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor @ product if number else factor
+        if number + 1 < len(QUINTICS):
+            square = factor @ square @ factor
+    return product @ x
