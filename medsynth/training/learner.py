@@ -63,7 +63,8 @@ def _optimisers(
     rest = [w for w in weights if w not in chosen]
     optimisers: list[torch.optim.Optimizer] = []
     if chosen:
-        optimisers.append(Muon(chosen, settings.learning_rate, settings.weight_decay))
+        record = settings.replay and device.type == "cuda"
+        optimisers.append(Muon(chosen, settings.learning_rate, settings.weight_decay, record=record))
     if rest:
         groups = [
             {"params": [w for w in rest if w.ndim > 1], "weight_decay": settings.weight_decay},

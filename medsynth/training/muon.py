@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medsynth.kernels.recording import NotRecordable, Recorder
+
 QUINTICS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -22,7 +24,7 @@ QUINTICS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-"""a, b, c of a x + b x^3 + c x^5: one after another they take [0.001, 1] to near one (Amsel 2025, algorithm 1)."""
+"""a, b, c of a x + b x^3 + c x^5: one after another they take [0.001, 1] to near one (the first five of Amsel 2025)."""
 MARGIN = 1.01
 """So much below one the largest singular value stays, for rounding."""
 ADAMW_STEP = 0.2
@@ -43,13 +45,20 @@ def matrices(network: nn.Module) -> dict[nn.Parameter, int]:
 class Muon(torch.optim.Optimizer):
     """Muon for weights that are matrices, or stacks of them along their first axis (`matrices`).
 
-    A convolution's matrix maps the voxels of its window to one. Decay of the weights is decoupled, as in AdamW.
+    A convolution's matrix maps the voxels of its window to one. Decay of the weights is decoupled, as in AdamW. With `record`
+    a GPU is asked for all products of a step in one call, where asking for each takes longer than computing them.
     """
 
     def __init__(
-        self, weights: Mapping[nn.Parameter, int], lr: float, weight_decay: float, momentum: float = 0.95
+        self,
+        weights: Mapping[nn.Parameter, int],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        record: bool = False,
     ) -> None:
         self._stacked = dict(weights)
+        self._recorder = Recorder(directions) if record else None
         super().__init__(list(weights), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -73,11 +82,21 @@ class Muon(torch.optim.Optimizer):
         for i, stack in enumerate(stacks):
             alike[stack.shape[1:]].append(i)
         torch._foreach_mul_(weights, 1 - rate * weight_decay)
-        for shape, members in alike.items():
-            counts = [len(stacks[i]) for i in members]
-            made = torch.split(orthogonal(torch.cat([stacks[i] for i in members])), counts)
+        found = self._directions(
+            {str(n): torch.cat([stacks[i] for i in each]) for n, each in enumerate(alike.values())}
+        )
+        for (shape, members), direction in zip(alike.items(), found.values(), strict=True):
+            made = torch.split(direction, [len(stacks[i]) for i in members])
             steps = [step.reshape(weights[i].shape) for i, step in zip(members, made, strict=True)]
             torch._foreach_add_([weights[i] for i in members], steps, alpha=-rate * ADAMW_STEP * math.sqrt(max(shape)))
+
+    def _directions(self, stacks: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._recorder is not None:
+            try:
+                return self._recorder(stacks)
+            except (NotRecordable, torch.OutOfMemoryError):
+                self._recorder = None
+        return directions(stacks)
 
     def _momentum(self, weight: nn.Parameter) -> Tensor:
         state = self.state[weight]
@@ -85,6 +104,11 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(weight)
         kept: Tensor = state["momentum"]
         return kept
+
+
+def directions(stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`orthogonal` of each."""
+    return {name: orthogonal(stack) for name, stack in stacks.items()}
 
 
 def orthogonal(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from medsynth.config.training import Training
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.training.learner import Learner
-from medsynth.training.muon import ADAMW_STEP, Muon, matrices, orthogonal
+from medsynth.training.muon import ADAMW_STEP, Muon, directions, matrices, orthogonal
 
 CPU = torch.device("cpu")
 
@@ -104,6 +104,41 @@ def test_every_weight_of_a_network_has_one_optimiser(network):
     assert all(weight.ndim <= 1 for weight in adamw.param_groups[1]["params"])
     learner.set_rate(0.5)
     assert {group["lr"] for each in learner.optimisers for group in each.param_groups} == {0.5}
+
+
+def test_what_is_recorded_never_waits_for_its_device():
+    made = directions({"0": torch.ones(2, 3, 8, device="meta"), "1": torch.ones(1, 9, 4, device="meta")})
+    assert {name: tuple(x.shape) for name, x in made.items()} == {"0": (2, 3, 8), "1": (1, 9, 4)}
+
+
+def stepped(device, record, recorder=None):
+    generator = torch.Generator().manual_seed(5)
+    weights = {nn.Parameter(torch.ones(shape, device=device)): 2 for shape in ((4, 6), (8, 3, 3, 3, 3), (4, 6))}
+    optimiser = Muon(weights, lr=0.1, weight_decay=0.1, record=record)
+    optimiser._recorder = recorder or optimiser._recorder
+    for _ in range(6):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator).to(device)
+        optimiser.step()
+    return [weight.detach().cpu() for weight in weights]
+
+
+def test_where_recording_fails_steps_go_on_as_usual():
+    asked = []
+
+    def full(stacks):
+        asked.append(len(stacks))
+        raise torch.OutOfMemoryError("full")
+
+    for found, expected in zip(stepped("cpu", False, full), stepped("cpu", False), strict=True):
+        assert torch.equal(found, expected)
+    assert asked == [2]
+
+
+@pytest.mark.gpu
+def test_recorded_steps_are_the_steps_themselves():
+    for found, expected in zip(stepped("cuda", True), stepped("cuda", False), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_weights_are_left_alone():
