@@ -5,11 +5,12 @@
     python -m benchmarks.utilisation --presets tiny --side 8 --batch 2          # does it run?
 
 The rate is that of a product of two bf16 matrices of 8192 x 8192 (of 512 x 512 on a CPU), measured here. A step is forward,
-backward and AdamW (fused on a GPU) on latents of `--side`^3 with 4 channels, under bf16 autocast, without conditions. Its
-FLOPs are three times those of the forward pass, as PyTorch's counter finds them: what is computed again for the backward
-pass does not count. The counter sees into no fused kernel, so linear attention is counted as its plain PyTorch twin.
+backward, clipping and the optimisers of training (`--optimiser`) on latents of `--side`^3 with 4 channels, under bf16 autocast,
+without conditions. Its FLOPs are three times those of the forward pass, as PyTorch's counter finds them: what is computed again
+for the backward pass does not count, nor what the optimisers compute. The counter sees into no fused kernel, so linear
+attention is counted as its plain PyTorch twin.
 
-On a GPU every variant is also replayed: forward and backward are recorded as one CUDA graph, and AdamW follows. Compiling,
+On a GPU every variant is also replayed: forward and backward are recorded as one CUDA graph, and the optimisers follow. Compiling,
 with `--compile`, is timed apart. Peaks are of all tensors, weights, gradients and moments included; on a CPU, above what was in
 use before the steps, and weights.
 """
@@ -25,7 +26,6 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.harness import (
-    adamw,
     best_seconds,
     cell,
     give_back,
@@ -87,16 +87,18 @@ def forward_flops(name: str, side: int, batch: int, device: str) -> int:
 class Step:
     """A training step of a network on one batch."""
 
-    def __init__(self, network: Any, side: int, batch: int, device: str) -> None:
+    def __init__(self, network: Any, side: int, batch: int, device: str, optimiser: Any) -> None:
         import torch
 
+        from medsynth.config.training import Training
         from medsynth.diffusion.objective import Denoiser, Objective
+        from medsynth.training.learner import Learner
 
         shape = (batch, CHANNELS, side, side, side)
         self.batch = {part: noise(shape, device, "utilisation", part) for part in ("latents", "noise")}
         self.batch["angles"] = torch.linspace(0.1, 1.5, batch, device=device)
         self.denoiser = Denoiser(network, Objective({"kind": "flow"}))
-        self.optimiser = adamw(network, device)
+        self.learner = Learner("loss", network, Training(optimiser=optimiser), torch.device(device))
         self.device = device
 
     def compute(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -110,9 +112,8 @@ class Step:
 
     def __call__(self, compute: Callable[[dict[str, Any]], Any] | None = None) -> None:
         """A whole step."""
-        self.optimiser.zero_grad()
         (compute or self.compute)(self.batch)
-        self.optimiser.step()
+        self.learner.step()
 
     def replayed(self) -> Callable[[], None]:
         """The same step with forward and backward recorded, as training does it."""
@@ -125,16 +126,16 @@ class Step:
         return step
 
 
-def measure(
-    name: str, side: int, batch: int, device: str, variants: tuple[str, ...], rate: float
-) -> Iterator[dict[str, Any]]:
+def measure(name: str, options: argparse.Namespace, variants: tuple[str, ...], rate: float) -> Iterator[dict[str, Any]]:
     """A row for each of the variants of a preset's training step, which are all compiled or none."""
+    side, batch, device = options.side, options.batch, options.device
     flops = PASSES * forward_flops(name, side, batch, device)
     network = preset(name, CHANNELS, DOWNSAMPLING).to(device).train()
-    step = Step(network, side, batch, device)
+    step = Step(network, side, batch, device, options.optimiser)
     step()  # a first one loads and builds kernels
     parameters = sum(weight.numel() for weight in network.parameters())
-    known = {"preset": name, "side": side, "batch": batch, "parameters": parameters, "step_tflop": flops / 1e12}
+    known = {"preset": name, "side": side, "batch": batch, "optimiser": options.optimiser}
+    known |= {"parameters": parameters, "step_tflop": flops / 1e12}
 
     def compile_first() -> dict[str, Any]:
         network.compile(dynamic=False)
@@ -175,6 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--presets", nargs="+", default=["base", "transformer-base"], help="of configs/denoiser")
     parser.add_argument("--side", type=int, default=32, help="latent voxels per axis")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--optimiser", default="muon", choices=["muon", "adamw"])
     parser.add_argument("--compile", action="store_true", help="compile the network as well, after everything else")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
@@ -192,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
         passes.append((COMPILED, COMPILED_REPLAYED) if graphs else (COMPILED,))
     for variants in passes:
         for name in options.presets:
-            for row in measure(name, options.side, options.batch, options.device, variants, rate):
+            for row in measure(name, options, variants, rate):
                 rows.append(row)
                 print(table([row]).splitlines()[-1], flush=True)
                 write(f"utilisation-{options.device}", record, options.out)
