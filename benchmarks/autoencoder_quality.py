@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="CPU minutes of a training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--side", type=int, default=32, help="voxels per axis of a crop")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--peer-learning-rate", type=float, default=3e-4)
     parser.add_argument("--out", type=Path, default=RESULTS / "autoencoder-quality-cpu.json")
     options = parser.parse_args(arguments)
