@@ -15,7 +15,7 @@ from medsynth.training.muon import Muon, matrices
 class Learner:
     """One network's weights, and how they follow their gradient. `loss` names what it minimises.
 
-    Clipping and stepping are torch's own: accelerate's wrappers look up packages at every step (0.4 of 1.5 ms for 115 weights on
+    Clipping and stepping go past accelerate: its wrappers look up packages at every step (0.4 of 1.5 ms for 115 weights on
     one core).
     """
 

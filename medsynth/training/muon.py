@@ -123,11 +123,17 @@ def orthogonal(x: Tensor) -> Tensor:
     x = x.float()
     x = x / (x.flatten(1).norm(dim=1).clamp_min(TINY) * MARGIN)[:, None, None]
     square = x @ x.mT
-    product = torch.empty(0)
-    for number, (a, b, c) in enumerate(QUINTICS):
-        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor @ product if number else factor
-        if number + 1 < len(QUINTICS):
-            square = factor @ square @ factor
+    product = _quintic(square, *QUINTICS[0])
+    factor = product
+    for coefficients in QUINTICS[1:]:
+        square = factor @ square @ factor
+        factor = _quintic(square, *coefficients)
+        product = factor @ product
     return product @ x
+
+
+def _quintic(square: Tensor, a: float, b: float, c: float) -> Tensor:
+    """a + b S + c S^2 of each matrix S: times x it is the polynomial of x."""
+    factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
