@@ -12,16 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medsynth.kernels.rows import DTYPES, Walk
 from medsynth.kernels.triton_at_hand import runs_on
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 EPS = 1e-5
 MOST_CHANNELS = 1024
 """Wider rows want more registers than there are."""
-BLOCK_NUMBERS = 4096
-"""Numbers of a block: 32 for each thread of four warps."""
-PROGRAMS = 8 * 132
-"""About eight for each multiprocessor of an H100."""
 
 
 def can_fuse(x: Tensor, gain: Tensor, scale: Tensor | None, shift: Tensor | None) -> bool:
@@ -45,27 +41,28 @@ def fused_channel_norm(x: Tensor, gain: Tensor, scale: Tensor | None = None, shi
 def _forward(x: Tensor, gain: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     from medsynth.kernels import channel_norm_kernels as kernels  # takes a while, and there may be no Triton
 
-    walk, out = _Walk(x, scale), torch.empty_like(x)
+    walk, out = Walk(x, _samples(x, scale)), torch.empty_like(x)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         kernels.normalise[walk.grid](
-            x, gain.contiguous(), scale, shift, out, _stride(scale), _stride(shift), *walk.sizes, EPS, **walk.options
-        )
+            x, gain.contiguous(), scale, shift, out, _stride(scale), _stride(shift), *walk.sizes, EPS,
+            MODULATED=scale is not None, **walk.options,
+        )  # fmt: skip
     return out
 
 
 @torch.library.custom_op("medsynth::channel_norm_backward", mutates_args=())
-def _backward(upstream: Tensor, x: Tensor, gain: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """d_x, and the sums over voxels of dy times the normalised x and of dy, [B, C] float32 (B is 1 without a scale)."""
+def _backward(upstream: Tensor, x: Tensor, gain: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """d_x, and the sums over voxels of dy times the normalised x and of dy, [2, B, C] float32 (B is 1 without a scale)."""
     from medsynth.kernels import channel_norm_kernels as kernels
 
-    walk, d_x = _Walk(x, scale), torch.empty_like(x)
-    along, total = (x.new_empty(walk.samples, walk.chunks, x.shape[-1], dtype=torch.float32) for _ in range(2))
+    walk, d_x = Walk(x, _samples(x, scale), summing=True), torch.empty_like(x)
+    sums = walk.sums(x, 2)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         kernels.normalise_backward[walk.grid](
-            upstream.contiguous(), x, gain.contiguous(), scale, d_x, along, total, _stride(scale), *walk.sizes, EPS,
-            **walk.options,
+            upstream.contiguous(), x, gain.contiguous(), scale, d_x, *sums, _stride(scale), *walk.sizes, EPS,
+            MODULATED=scale is not None, **walk.options,
         )  # fmt: skip
-    return d_x, along.sum(1), total.sum(1)
+    return d_x, sums.sum(2)
 
 
 @_forward.register_fake
@@ -74,9 +71,8 @@ def _(x: Tensor, gain: Tensor, scale: Tensor | None, shift: Tensor | None) -> Te
 
 
 @_backward.register_fake
-def _(upstream: Tensor, x: Tensor, gain: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    along, total = (x.new_empty(_samples(x, scale), x.shape[-1], dtype=torch.float32) for _ in range(2))
-    return torch.empty_like(x), along, total
+def _(upstream: Tensor, x: Tensor, gain: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(2, _samples(x, scale), x.shape[-1], dtype=torch.float32)
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None], output: Tensor) -> None:
@@ -87,37 +83,14 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | No
 
 def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     x, gain, scale = ctx.saved_tensors
-    d_x, along, total = _backward(upstream, x, gain, scale)
+    d_x, (along, total) = _backward(upstream, x, gain, scale)
     if scale is None:
         return d_x, along.sum(0).to(gain.dtype), None, None
-    d_gain = ((1 + scale.float()) * along).sum(0).to(gain.dtype)
-    return d_x, d_gain, (gain.float() * along).to(scale.dtype), total.to(ctx.shift_dtype)
+    d_gain = torch.addcmul(along, scale.float(), along).sum(0)
+    return d_x, d_gain.to(gain.dtype), (gain.float() * along).to(scale.dtype), total.to(ctx.shift_dtype)
 
 
 _forward.register_autograd(_differentiate, setup_context=_remember)
-
-
-class _Walk:
-    """How the programs share the voxels of x [B, ..., C]: in chunks of whole blocks of one sample."""
-
-    def __init__(self, x: Tensor, scale: Tensor | None) -> None:
-        channels = x.shape[-1]
-        width = 1 << (channels - 1).bit_length()
-        block = max(1, BLOCK_NUMBERS // width)
-        self.samples = _samples(x, scale)
-        voxels = x.numel() // channels // self.samples
-        blocks = -(-voxels // block)
-        blocks_each = -(-blocks * self.samples // PROGRAMS)
-        self.chunks = -(-blocks // blocks_each)
-        self.grid = (self.samples * self.chunks,)
-        self.sizes = (voxels, blocks_each * block, self.chunks)
-        self.options = {
-            "C": channels,
-            "WIDTH": width,
-            "BLOCK": block,
-            "MODULATED": scale is not None,
-            "num_warps": 4,
-        }
 
 
 def _samples(x: Tensor, scale: Tensor | None) -> int:

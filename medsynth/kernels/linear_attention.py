@@ -70,12 +70,12 @@ def _forward(
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         kernels.gather[keys.grid](
             k, v, turns, k_gain.contiguous(), parts, total_parts, k.stride()[:4], v.stride()[:4], _turn_strides(turns),
-            keys.heads, groups, keys.tokens, keys.chunk, 1 / keys.tokens, **_options(q, v, turns, summed=True, warps=4),
+            keys.heads, groups, keys.tokens, keys.chunk, 1 / keys.tokens, **_options(q, v, turns, summed=True),
         )  # fmt: skip
         context, total = parts.sum(0), total_parts.sum(0)
         kernels.mix[queries.grid](
             q, turns, q_gain.contiguous(), context, total, out, q.stride()[:4], out.stride()[:4], _turn_strides(turns),
-            queries.heads, groups, shared, queries.tokens, queries.chunk, **_options(q, v, turns, summed=False, warps=4),
+            queries.heads, groups, shared, queries.tokens, queries.chunk, **_options(q, v, turns, summed=False),
         )  # fmt: skip
     return out, context, total
 
@@ -105,7 +105,7 @@ def _backward(
         kernels.unmix[queries.grid](
             upstream, q, turns, q_gain.contiguous(), context, total, d_q, parts, total_parts, gain_parts,
             upstream.stride()[:4], q.stride()[:4], d_q.stride()[:4], _turn_strides(turns),
-            queries.heads, groups, shared, queries.tokens, queries.chunk, **_options(q, v, turns, summed=True, warps=8),
+            queries.heads, groups, shared, queries.tokens, queries.chunk, **_options(q, v, turns, summed=True),
         )  # fmt: skip
         d_q_gain = gain_parts.sum((0, 1)).to(q_gain.dtype)
         d_context = parts.view(-1, keys.heads, shared, E, D).sum((0, 2)) / keys.tokens
@@ -114,7 +114,7 @@ def _backward(
         kernels.scatter[keys.grid](
             k, v, turns, k_gain.contiguous(), d_context, d_total, d_k, d_v, gain_parts,
             k.stride()[:4], v.stride()[:4], d_k.stride()[:4], d_v.stride()[:4], _turn_strides(turns),
-            keys.heads, groups, keys.tokens, keys.chunk, **_options(q, v, turns, summed=False, warps=8),
+            keys.heads, groups, keys.tokens, keys.chunk, **_options(q, v, turns, summed=False),
         )  # fmt: skip
         d_k_gain = gain_parts.sum((0, 1)).to(k_gain.dtype)
     return d_q, d_k, d_v, d_q_gain, d_k_gain
@@ -175,7 +175,7 @@ class _Walk:
         return torch.empty(self.chunks, self.heads, *shape, dtype=torch.float32, device=self.device)
 
 
-def _options(q: Tensor, v: Tensor, turns: Tensor | None, *, summed: bool, warps: int) -> dict[str, Any]:
+def _options(q: Tensor, v: Tensor, turns: Tensor | None, *, summed: bool) -> dict[str, Any]:
     """What a kernel is compiled for; `summed` where it sums over tokens, with the value channels as rows."""
     narrow = q.dtype != torch.float32
     return {
@@ -186,7 +186,7 @@ def _options(q: Tensor, v: Tensor, turns: Tensor | None, *, summed: bool, warps:
         "BLOCK": BLOCKS[q.dtype],
         "TURNED": turns is not None,
         "PRECISION": PRECISIONS[q.dtype],
-        "num_warps": warps if narrow else 8,
+        "num_warps": 4 if narrow else 8,
         "num_stages": 2,
     }
 

@@ -5,7 +5,8 @@ axis of the grid: those of one voxel lie side by side in memory, so that program
 Tensors of tokens are [B, G, S, N, channels], S query heads to one head of keys, with the
 channels of a head side by side and any other strides; a block of them is [BLOCK, WIDTH].
 
-What is summed over tokens has its value channels first, [E, D]: 64 rows are what a Hopper matrix unit works on.
+What is summed over tokens has its value channels first, [E, D]: 64 rows are what a Hopper matrix unit works on. Sums of
+channels are kept as whole blocks and summed at the end: a sum across warps in every turn would wait for all.
 """
 
 # mypy: ignore-errors
@@ -30,18 +31,18 @@ def gather(
     head, start, stop = _whereabouts(heads, tokens, chunk)
     k, v = _head_of(k, k_strides, head, groups, 1), _head_of(v, v_strides, head, groups, 1)
     scale = _row(gain, 0, D, WIDTH)
-    sums, key_sum = tl.zeros([VALUES, WIDTH], tl.float32), tl.zeros([WIDTH], tl.float32)
+    sums, key_sum = tl.zeros([VALUES, WIDTH], tl.float32), tl.zeros([BLOCK, WIDTH], tl.float32)
     for at in range(start, stop, BLOCK):
         direction, _inverse = _directions(k, k_strides, at, tokens, D, WIDTH, BLOCK)
         key = _relu(direction * scale)
-        key_sum += tl.sum(key, 0)
+        key_sum += key
         if TURNED:
             cos, sin = _angles(turns, turn_strides, at, tokens, WIDTH, BLOCK)
             key = _turned(key, cos, sin, WIDTH, BLOCK)
         value = _tile(v, v_strides, at, tokens, E, VALUES, BLOCK)
         sums = _product(tl.trans(value), key, sums, PRECISION)
     row = tl.program_id(0)
-    _store_row(total, row, key_sum * share, D, WIDTH)
+    _store_row(total, row, tl.sum(key_sum, 0) * share, D, WIDTH)
     _store_matrix(context, row, sums * share, D, E, WIDTH, VALUES)
 
 
@@ -80,8 +81,8 @@ def unmix(
     upstream = _head_of(upstream, upstream_strides, head, groups, shared)
     scale, key_sum = _row(gain, 0, D, WIDTH), _row(total, head // shared, D, WIDTH)
     sums = _matrix(context, head // shared, D, E, WIDTH, VALUES)
-    d_sums, d_key_sum = tl.zeros([VALUES, WIDTH], tl.float32), tl.zeros([WIDTH], tl.float32)
-    d_scale = tl.zeros([WIDTH], tl.float32)
+    d_sums, d_key_sum = tl.zeros([VALUES, WIDTH], tl.float32), tl.zeros([BLOCK, WIDTH], tl.float32)
+    d_scale = tl.zeros([BLOCK, WIDTH], tl.float32)
     for at in range(start, stop, BLOCK):
         d_out = _tile(upstream, upstream_strides, at, tokens, E, VALUES, BLOCK)
         d_query = _product(d_out, sums, tl.zeros([BLOCK, WIDTH], tl.float32), PRECISION)
@@ -98,14 +99,14 @@ def unmix(
         # d(q z) = -(dy . y) / q z, where the clamp lets it through; (dy . y) = q . (C dy / q z), which is there already
         d_weight = -tl.sum(query * d_query, 1, keep_dims=True) * inverse_kept
         d_weight = tl.where(weight < EPS, 0.0, d_weight)
-        d_key_sum += tl.sum(query * d_weight, 0)
+        d_key_sum += query * d_weight
         d_query = tl.where(query <= 0, 0.0, d_query + d_weight * key_sum)
-        d_scale += tl.sum(d_query * direction, 0)
+        d_scale += d_query * direction
         d_q_tile = _d_tokens(d_query * scale, direction, inverse, D)
         _store_tile(d_q, d_q_strides, at, tokens, d_q_tile, D, WIDTH, BLOCK)
     row = tl.program_id(0)
-    _store_row(d_gain, row, d_scale, D, WIDTH)
-    _store_row(d_total, row, d_key_sum, D, WIDTH)
+    _store_row(d_gain, row, tl.sum(d_scale, 0), D, WIDTH)
+    _store_row(d_total, row, tl.sum(d_key_sum, 0), D, WIDTH)
     _store_matrix(d_context, row, d_sums, D, E, WIDTH, VALUES)
 
 
@@ -123,7 +124,7 @@ def scatter(
     scale, d_key_sum = _row(gain, 0, D, WIDTH), _row(d_total, head, D, WIDTH)
     d_sums = _matrix(d_context, head, D, E, WIDTH, VALUES)
     d_sums_turned_over = tl.trans(d_sums)
-    d_scale = tl.zeros([WIDTH], tl.float32)
+    d_scale = tl.zeros([BLOCK, WIDTH], tl.float32)
     for at in range(start, stop, BLOCK):
         value = _tile(v, v_strides, at, tokens, E, VALUES, BLOCK)
         d_key = _product(value, d_sums, tl.zeros([BLOCK, WIDTH], tl.float32), PRECISION)
@@ -136,10 +137,10 @@ def scatter(
         d_value = _product(turned, d_sums_turned_over, tl.zeros([BLOCK, VALUES], tl.float32), PRECISION)
         _store_tile(d_v, d_v_strides, at, tokens, d_value, E, VALUES, BLOCK)
         d_key = tl.where(key <= 0, 0.0, d_key + d_key_sum)
-        d_scale += tl.sum(d_key * direction, 0)
+        d_scale += d_key * direction
         d_k_tile = _d_tokens(d_key * scale, direction, inverse, D)
         _store_tile(d_k, d_k_strides, at, tokens, d_k_tile, D, WIDTH, BLOCK)
-    _store_row(d_gain, tl.program_id(0), d_scale, D, WIDTH)
+    _store_row(d_gain, tl.program_id(0), tl.sum(d_scale, 0), D, WIDTH)
 
 
 @triton.jit

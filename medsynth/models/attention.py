@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medsynth.errors import ConfigError
-from medsynth.models.blocks import ChannelNorm, remade
+from medsynth.models.blocks import ChannelNorm, product, remade, residual
 from medsynth.models.linear_attention import Gains, linear_attention, rms_norm, rotary_turns, rotate
 
 Kind = Literal["linear", "softmax", "grouped_linear", "grouped_softmax", "none"]
 KINDS = ("linear", "softmax", "grouped_linear", "grouped_softmax", "none")
+
+Map = Callable[[Tensor], Tensor]
 
 QUERIES_PER_KEY = 4
 """Query heads that share one head of keys and values in the grouped kinds."""
@@ -59,13 +62,19 @@ class Attention3D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
-        return x if self.kind == "none" else x + self.mix(x, self.norm)
+        if self.kind == "none":
+            return x
+        return residual(x, self.mix(x, self.norm, partial(product, self.out)), self.out.bias)
 
-    def mix(self, x: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-        """The attention alone, of `prepare(x)`, without norm and residual: [B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
+    def mix(self, x: Tensor, prepare: Map, out: Map | None = None) -> Tensor:
+        """The attention alone, of `prepare(x)`, without norm and residual: [B, X, Y, Z, C] -> [B, X, Y, Z, C].
+
+        `out` maps what the heads found, instead of the layer of that name.
+        """
+        out = out or self.out
         if self.kind.endswith("linear"):
-            return remade(lambda x: self._look(self.qkv(prepare(x))), x)
-        return self._look(remade(lambda x: self.qkv(prepare(x)), x))  # quadratic work is not done twice
+            return remade(lambda x: out(self._look(self.qkv(prepare(x)))), x)
+        return out(self._look(remade(lambda x: self.qkv(prepare(x)), x)))  # quadratic work is not done twice
 
     def _look(self, tokens: Tensor) -> Tensor:
         """Queries, keys and values of each voxel, [B, X, Y, Z, (H + 2 G) D], to what it gets, [B, X, Y, Z, C]."""
@@ -83,7 +92,7 @@ class Attention3D(nn.Module):
             mixed = linear_attention(q, k[:, :, None], v[:, :, None], turns, gains).flatten(1, 2)
         else:
             mixed = softmax_attention(q, k, v, turns, gains)
-        return self.out(mixed.transpose(1, 2).flatten(2)).unflatten(1, grid)
+        return mixed.transpose(1, 2).reshape(len(tokens), *grid, -1)
 
 
 class CrossAttention(nn.Module):
@@ -109,7 +118,7 @@ class CrossAttention(nn.Module):
         q = self.q(self.norm(x)).flatten(1, 3).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, D]
         k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
         mixed = softmax_attention(q, k, v, None, (self.q_gain, self.k_gain))
-        return x + self.out(mixed.transpose(1, 2).flatten(2)).view(x.shape)
+        return residual(x, product(self.out, mixed.transpose(1, 2).flatten(2).view(x.shape)), self.out.bias)
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, turns: Tensor | None, gains: Gains) -> Tensor:

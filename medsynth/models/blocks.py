@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from medsynth.kernels import epilogue, windows
 from medsynth.kernels.channel_norm import EPS, can_fuse, fused_channel_norm
 
 GROUP_WIDTH = 16
@@ -105,8 +106,44 @@ class Convolution(nn.Module):
         self.conv = nn.Conv3d(channels_in, channels_out, 3, padding=1, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, X, Y, Z, C] -> [B, X, Y, Z, C'], contiguous: PyTorch answers in the memory order that it is given."""
-        return self.conv(x.contiguous().movedim(-1, 1)).movedim(1, -1)
+        """[B, X, Y, Z, C] -> [B, X, Y, Z, C']."""
+        if windows.can_fuse(x, self.conv.weight, self.conv.groups):
+            product = windows.convolve(x, self.conv.weight)
+            return product if self.conv.bias is None else product + self.conv.bias.to(product.dtype)
+        return self._convolved(x, self.conv.bias)
+
+    def product(self, x: Tensor) -> Tensor:
+        """As `product` below."""
+        return self._convolved(x, None if joins_late(self.conv.bias) else self.conv.bias)
+
+    def _convolved(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        # Contiguous: PyTorch answers in the memory order that it is given.
+        conv, channels_first = self.conv, x.contiguous().movedim(-1, 1)
+        return F.conv3d(channels_first, conv.weight, bias, padding=1, groups=conv.groups).movedim(1, -1)
+
+
+def joins_late(bias: Tensor | None) -> bool:
+    """Whether a layer's `product` leaves out its bias, for `silu` or `residual` to add: where one kernel does both."""
+    return bias is not None and epilogue.can_fuse(bias)
+
+
+def product(layer: nn.Linear, x: Tensor) -> Tensor:
+    """What the layer makes of x, with its bias or, where that `joins_late`, without."""
+    return F.linear(x, layer.weight, None if joins_late(layer.bias) else layer.bias)
+
+
+def silu(product: Tensor, bias: Tensor | None) -> Tensor:
+    """SiLU of a layer's answer, given its `product`."""
+    if bias is not None and joins_late(bias):
+        return epilogue.fused_silu(product, bias)
+    return F.silu(product)
+
+
+def residual(x: Tensor, product: Tensor, bias: Tensor | None) -> Tensor:
+    """x + a layer's answer, given its `product`."""
+    if bias is not None and joins_late(bias):
+        return epilogue.fused_residual(x, product, bias)
+    return x + product
 
 
 class ResidualBlock(nn.Module):
@@ -131,41 +168,49 @@ class ResidualBlock(nn.Module):
         """[B, X, Y, Z, C] and, where built for it, a vector [B, V] -> [B, X, Y, Z, C]."""
         steering = () if self.modulation is None else self.modulation(vector).chunk(2, -1)
         h = remade(self._convolved, x, *steering)
-        return x + remade(lambda h: self.mix_out(F.silu(h)), h)
+        return residual(x, remade(self._mixed, h), self.mix_out.bias)
 
     def _convolved(self, x: Tensor, *steering: Tensor) -> Tensor:
-        return self.convolution(F.silu(self.mix_in(self.norm(x, *steering))))
+        return self.convolution.product(silu(product(self.mix_in, self.norm(x, *steering)), self.mix_in.bias))
+
+    def _mixed(self, h: Tensor) -> Tensor:
+        return product(self.mix_out, silu(h, self.convolution.conv.bias))
 
 
 class Down(nn.Module):
-    """Half the grid: 2x2x2 voxels folded and mixed, beside a shortcut that averages them (Chen 2024, sec. 3.2)."""
+    """Half the grid: 2x2x2 voxels folded and mixed, beside a shortcut that averages them (Chen 2024, sec. 3.2).
+
+    Both are linear maps of the same channels, so their matrices are added and the channels multiplied once.
+    """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.channels_out = channels_out
         self.mix = nn.Linear(8 * channels_in, channels_out)
-        self.shares = 8 * channels_in % channels_out == 0
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, X, Y, Z, C] -> [B, X/2, Y/2, Z/2, C']."""
-        folded = fold(x, 2)
-        h = self.mix(folded)
-        if self.shares:
-            h = h + folded.view(*folded.shape[:-1], self.channels_out, -1).mean(-1)
-        return h
+        weight = self.mix.weight
+        few, many = weight.shape
+        if many % few == 0:
+            weight = weight.clone()
+            weight.view(few, few, -1).diagonal().add_(few / many)
+        return F.linear(fold(x, 2), weight, self.mix.bias)
 
 
 class Up(nn.Module):
-    """Twice the grid: channels mixed and unfolded, beside the channels repeated and unfolded (Chen 2024, sec. 3.2)."""
+    """Twice the grid: channels mixed and unfolded, beside the channels repeated and unfolded (Chen 2024, sec. 3.2), as in
+    `Down` by one matrix.
+    """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.mix = nn.Linear(channels_in, 8 * channels_out)
-        self.repeats = 8 * channels_out // channels_in if 8 * channels_out % channels_in == 0 else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, X, Y, Z, C] -> [B, 2X, 2Y, 2Z, C']."""
-        h = self.mix(x)
-        if self.repeats:
-            h = h + x.repeat_interleave(self.repeats, -1)
-        return unfold(h, 2)
+        weight = self.mix.weight
+        many, few = weight.shape
+        if many % few == 0:
+            weight = weight.clone()
+            weight.view(few, -1, few).diagonal(dim1=0, dim2=2).add_(1)
+        return unfold(F.linear(x, weight, self.mix.bias), 2)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from medsynth.errors import DataError
 from medsynth.models.attention import Attention3D, CrossAttention, Kind
-from medsynth.models.blocks import ChannelNorm, Convolution, checkpointed, fold, remade, unfold
+from medsynth.models.blocks import ChannelNorm, Convolution, checkpointed, fold, product, remade, silu, unfold
 from medsynth.models.conditions import ConditionEncoder, Declaration
 from medsynth.models.steering import PLACE_WAVES, AngleEncoder, grid_waves
 
@@ -42,8 +42,8 @@ class GatedConvolution(nn.Module):
 
     def forward(self, x: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
         """Of `prepare(x)`: [B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
-        h = remade(lambda x: self.mix_in(prepare(x)), x)
-        h = remade(lambda h: self.convolution(F.silu(h)), h)
+        h = remade(lambda x: product(self.mix_in, prepare(x)), x)
+        h = remade(lambda h: self.convolution(silu(h, self.mix_in.bias)), h)
         return remade(self._gated_mix, h)
 
     def _gated_mix(self, h: Tensor) -> Tensor:

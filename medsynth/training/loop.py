@@ -164,7 +164,7 @@ class _Run:
 
     @property
     def _replays(self) -> bool:
-        asked = self.settings.replay and self.settings.accumulate == 1 and not self.settings.compile
+        asked = self.settings.replay and self.settings.accumulate == 1
         alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cuda"
         return asked and alone and self.task.replayable
 

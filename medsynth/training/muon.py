@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medsynth.kernels.recording import NotRecordable, Recorder
+from medsynth.precision import computes_bf16
 
 QUINTICS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -77,7 +78,7 @@ class Muon(torch.optim.Optimizer):
         kept = [self._momentum(weight) for weight in given]
         torch._foreach_lerp_(kept, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, kept, momentum)
-        stacks = [x.reshape(self._stacked[w], -1, w[0].numel()) for w, x in zip(given, ahead, strict=True)]
+        stacks = [_wide(x.reshape(self._stacked[w], -1, w[0].numel())) for w, x in zip(given, ahead, strict=True)]
         alike: dict[torch.Size, list[int]] = defaultdict(list)
         for i, stack in enumerate(stacks):
             alike[stack.shape[1:]].append(i)
@@ -87,8 +88,8 @@ class Muon(torch.optim.Optimizer):
         )
         for (shape, members), direction in zip(alike.items(), found.values(), strict=True):
             made = torch.split(direction, [len(stacks[i]) for i in members])
-            steps = [step.reshape(weights[i].shape) for i, step in zip(members, made, strict=True)]
-            torch._foreach_add_([weights[i] for i in members], steps, alpha=-rate * ADAMW_STEP * math.sqrt(max(shape)))
+            steps = [_as(weights[i], self._stacked[given[i]], step) for i, step in zip(members, made, strict=True)]
+            torch._foreach_add_([weights[i] for i in members], steps, alpha=-rate * ADAMW_STEP * math.sqrt(shape[1]))
 
     def _directions(self, stacks: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._recorder is not None:
@@ -107,29 +108,68 @@ class Muon(torch.optim.Optimizer):
 
 
 def directions(stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`orthogonal` of each."""
-    return {name: orthogonal(stack) for name, stack in stacks.items()}
-
-
-def orthogonal(x: Tensor) -> Tensor:
-    """U V^T of each matrix U S V^T of x [N, A, B], within a few percent where a singular value is above a thousandth of the norm.
-
-    The iteration multiplies x from the left by polynomials of x x^T alone, so it runs on that square and never on x: with many
-    columns that is a fraction of the work. In float32: rounding of the square hides singular values below 3e-4 of the
-    norm, which then stay small.
+    """U V^T of each matrix U S V^T of each stack [N, A, B] with A <= B, within a few percent where a singular value is above a
+    thousandth of the norm, and smaller than one elsewhere.
     """
-    if x.shape[1] > x.shape[2]:
-        return orthogonal(x.mT).mT
+    return {name: on_itself(x) for name, x in stacks.items()} if _has_matrix_units(stacks) else on_squares(stacks)
+
+
+def on_itself(x: Tensor) -> Tensor:
+    """The iteration as it is published, in bf16, which matrix units multiply ten times as fast as float32; rounding turns
+    directions by a hundredth. The largest singular value is kept below one before every step, since above it they diverge.
+    """
+    x = _unit(x).bfloat16()
+    for a, b, c in QUINTICS:
+        x = _quintic(x @ x.mT, a / MARGIN, b / MARGIN**3, c / MARGIN**5) @ x
+    return x.float()
+
+
+def on_squares(stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same for processors, in float32: rounding of the square hides singular values below 3e-4 of the norm.
+
+    The iteration multiplies a matrix x by polynomials of x x^T alone, so it runs on that square and never on x: with many
+    columns that is a fraction of the work. Squares of one size are multiplied together, whatever they are squares of.
+    """
+    flat = {name: _unit(x) / MARGIN for name, x in stacks.items()}
+    alike: dict[int, list[str]] = defaultdict(list)
+    for name, x in flat.items():
+        alike[x.shape[1]].append(name)
+    found: dict[str, Tensor] = {}
+    for names in alike.values():
+        squares = torch.cat([flat[name] @ flat[name].mT for name in names])
+        products = torch.split(_inverse_root(squares), [len(flat[name]) for name in names])
+        found |= {name: product @ flat[name] for name, product in zip(names, products, strict=True)}
+    return {name: found[name] for name in stacks}
+
+
+def _has_matrix_units(stacks: Mapping[str, Tensor]) -> bool:
+    return any(x.is_cuda and computes_bf16(x.device) for x in stacks.values())
+
+
+def _unit(x: Tensor) -> Tensor:
     x = x.float()
-    x = x / (x.flatten(1).norm(dim=1).clamp_min(TINY) * MARGIN)[:, None, None]
-    square = x @ x.mT
-    product = _quintic(square, *QUINTICS[0])
-    factor = product
+    return x / x.flatten(1).norm(dim=1).clamp_min(TINY)[:, None, None]
+
+
+def _inverse_root(square: Tensor) -> Tensor:
+    """What x is to be multiplied by, from x x^T [N, A, A]: about the square root of its inverse."""
+    product = factor = _quintic(square, *QUINTICS[0])
     for coefficients in QUINTICS[1:]:
         square = factor @ square @ factor
         factor = _quintic(square, *coefficients)
         product = factor @ product
-    return product @ x
+    return product
+
+
+def _wide(stack: Tensor) -> Tensor:
+    return stack if stack.shape[1] <= stack.shape[2] else stack.mT
+
+
+def _as(weight: Tensor, matrices: int, direction: Tensor) -> Tensor:
+    """A stack that `_wide` may have turned, in the shape of the weight that it belongs to."""
+    turned = weight.shape[0] // matrices > weight[0].numel()
+    upright = direction.mT if turned else direction
+    return upright.reshape(weight.shape)
 
 
 def _quintic(square: Tensor, a: float, b: float, c: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medsynth.kernels import channel_norm as wrapper
+from medsynth.kernels import rows
 from medsynth.kernels.channel_norm import can_fuse, fused_channel_norm
 from medsynth.models.blocks import ChannelNorm
 from medsynth.seeding import torch_generator
@@ -81,8 +82,10 @@ def test_values_and_gradients_are_exact_to_rounding(shape: tuple[int, ...], dtyp
 @pytest.mark.parametrize("programs", [1, 3])
 def test_programs_of_many_blocks(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of several blocks each, the last one shorter: what a volume of any size has on a GPU."""
-    monkeypatch.setattr(wrapper, "PROGRAMS", programs)
-    monkeypatch.setattr(wrapper, "BLOCK_NUMBERS", 64)
+    monkeypatch.setattr(rows, "PROGRAMS", programs)
+    monkeypatch.setattr(rows, "SUMMING_PROGRAMS", 2 * programs)
+    monkeypatch.setattr(rows, "BLOCK_NUMBERS", 64)
+    monkeypatch.setattr(rows, "SUMMING_BLOCK_NUMBERS", 128)
     inputs = norm_inputs((2, 5, 6, 7, 24))
     check(inputs)
     check(inputs[:2])

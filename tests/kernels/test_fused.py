@@ -14,7 +14,7 @@ CHECKS = sorted(Path(__file__).parent.glob("fused_*_checks.py"))
 
 
 def test_there_are_checks() -> None:
-    assert len(CHECKS) == 2
+    assert len(CHECKS) == 4
 
 
 @pytest.mark.slow

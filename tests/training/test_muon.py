@@ -10,9 +10,13 @@ from medsynth.config.training import Training
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.training.learner import Learner
-from medsynth.training.muon import ADAMW_STEP, Muon, directions, matrices, orthogonal
+from medsynth.training.muon import ADAMW_STEP, Muon, directions, matrices, on_itself
 
 CPU = torch.device("cpu")
+
+
+def orthogonal(x):
+    return directions({"x": x})["x"] if x.shape[1] <= x.shape[2] else orthogonal(x.mT).mT
 
 
 def exactly(x):
@@ -58,6 +62,39 @@ def test_size_and_transposition_do_not_matter_and_zero_stays():
     torch.testing.assert_close(orthogonal(x.mT.contiguous()), made.mT, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(torch.cat([orthogonal(each[None]) for each in x]), made, rtol=1e-4, atol=1e-5)
     assert torch.equal(orthogonal(torch.zeros(2, 4, 3)), torch.zeros(2, 4, 3))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 432), (48, 192), (64, 64)])
+@pytest.mark.parametrize("lowest", [-1, -2])
+def test_in_bf16_directions_turn_by_a_hundredth(rows, columns, lowest):
+    """What a GPU computes, against the singular value decomposition."""
+    values = torch.logspace(0, lowest, rows, dtype=torch.float64)
+    left, right, x = with_singular_values(values, rows, columns)
+    x = x.float()[None]
+    found = on_itself(x)[0].double()
+    inner = left.mT @ found @ right
+    assert (inner.diagonal() - 1).abs().max() < 0.15
+    assert (inner - torch.diag(inner.diagonal())).norm() / rows**0.5 < 0.025
+
+
+def test_in_bf16_nothing_diverges():
+    """Far more steps' worth of rounding than one weight sees: singular values down to nothing, and a zero matrix."""
+    values = torch.logspace(0, -12, 64, dtype=torch.float64)
+    _, _, x = with_singular_values(values, 64, 256)
+    for size in (1e-8, 1.0, 1e8):
+        assert torch.linalg.matrix_norm(on_itself(size * x.float()[None])[0].double(), 2) < 1.15
+    assert torch.equal(on_itself(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+
+
+def test_company_does_not_matter():
+    """Matrices of one side are multiplied together, whatever their other side, and come back where they belong."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"a": (2, 8, 20), "b": (3, 8, 30), "c": (1, 8, 8), "d": (2, 5, 8), "e": (1, 5, 40)}
+    stacks = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    together = directions(stacks)
+    assert list(together) == list(stacks)
+    for name, stack in stacks.items():
+        torch.testing.assert_close(together[name], orthogonal(stack), rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_is_that_of_the_paper():

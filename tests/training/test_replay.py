@@ -108,12 +108,14 @@ class OnTwoGrids(Task):
 
 
 @pytest.mark.gpu
-def test_recorded_steps_are_the_steps_themselves(tmp_path) -> None:
-    """Both grids are recorded after some steps; losses and weights are those of a run that records nothing."""
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_recorded_steps_are_the_steps_themselves(tmp_path, compiled) -> None:
+    """Both grids are recorded after some steps; losses and weights are those of a run that records and compiles nothing."""
     runs = {}
     for replay in (False, True):
         task = OnTwoGrids()
         plan = settings(steps=24, batch_size=2, log_every=1, validate_every=8, precision="fp32", replay=replay)
+        plan = plan.model_copy(update={"compile": compiled and replay})
         records = list(train(task, plan, folder=tmp_path / str(replay), identity={}, device=torch.device("cuda")))
         runs[replay] = [record.losses["loss"] for record in records], list(weights(task))
     assert runs[True][0] == pytest.approx(runs[False][0], rel=1e-3)
