@@ -36,8 +36,8 @@ class Training(Settings):
     compile: bool = False
     """Compile the step first: a minute and more, then faster steps. It needs a C++ compiler."""
     replay: bool = True
-    """On a GPU, record a step and replay it: Python no longer holds small networks up. Not for several processes,
-    accumulated batches or compiled steps."""
+    """On a GPU, record a step and replay it: Python no longer holds small networks up. Not for several processes or
+    accumulated batches."""
     checkpoint_minutes: Positive = 5.0
     validate_every: Count = 250
     log_every: Count = 25

@@ -115,7 +115,7 @@ def directions(stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def on_itself(x: Tensor) -> Tensor:
-    """The iteration as it is published, in bf16, which matrix units multiply ten times as fast as float32; rounding turns
+    """The iteration as it is published, in bf16, which matrix units multiply many times as fast as float32; rounding turns
     directions by a hundredth. The largest singular value is kept below one before every step, since above it they diverge.
     """
     x = _unit(x).bfloat16()
