@@ -5,22 +5,19 @@ Without a GPU, Triton has to be told before it is loaded that it interprets the 
 
 from __future__ import annotations
 
+import closeness
 import pytest
 import torch
+from closeness import CLOSE, DEVICE, distance
 from torch import Tensor
 from torch.nn import functional as F
 
 from medsynth.kernels import channel_norm as wrapper
-from medsynth.kernels import rows
 from medsynth.kernels.channel_norm import can_fuse, fused_channel_norm
 from medsynth.models.blocks import ChannelNorm
 from medsynth.seeding import torch_generator
 
 pytest.importorskip("triton", reason="the kernels are written in Triton")
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CLOSE = {torch.float32: 2e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-"""Of the norm of what is compared: one rounding to the type, towards zero in the interpreter."""
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -47,25 +44,12 @@ def exact(x: Tensor, gain: Tensor, scale: Tensor | None = None, shift: Tensor | 
     return normed * (1 + scale) + shift
 
 
-def distance(got: Tensor, expected: Tensor) -> float:
-    got, expected = got.detach().double(), expected.detach().double()
-    return float((got - expected).norm() / expected.norm())
-
-
 def check(inputs: tuple[Tensor, ...]) -> None:
-    """Values and gradients are those of float64, rounded to the type of each."""
     x = inputs[0]
     assert can_fuse(*inputs, *[None] * (4 - len(inputs)))
     fused, truth = fused_channel_norm(*inputs), exact(*inputs)
     assert fused.dtype == x.dtype
-    assert fused.is_contiguous()
-    assert distance(fused, truth) < CLOSE[x.dtype]
-    upstream = torch.randn(truth.shape, generator=torch_generator(1, "upstream")).to(x)
-    got = torch.autograd.grad(fused, inputs, upstream)
-    expected = torch.autograd.grad(truth, inputs, upstream.double())
-    for leaf, ours, theirs in zip(inputs, got, expected, strict=True):
-        assert ours.dtype == leaf.dtype
-        assert distance(ours, theirs) < CLOSE[leaf.dtype]
+    closeness.check(fused, truth, inputs, torch.randn(truth.shape, generator=torch_generator(1, "upstream")))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4, 24), (1, 2, 2, 2, 128), (3, 7, 96), (2, 1, 1)], ids=str)
@@ -79,13 +63,8 @@ def test_values_and_gradients_are_exact_to_rounding(shape: tuple[int, ...], dtyp
     check(inputs[:2])
 
 
-@pytest.mark.parametrize("programs", [1, 3])
-def test_programs_of_many_blocks(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of several blocks each, the last one shorter: what a volume of any size has on a GPU."""
-    monkeypatch.setattr(rows, "PROGRAMS", programs)
-    monkeypatch.setattr(rows, "SUMMING_PROGRAMS", 2 * programs)
-    monkeypatch.setattr(rows, "BLOCK_NUMBERS", 64)
-    monkeypatch.setattr(rows, "SUMMING_BLOCK_NUMBERS", 128)
+@pytest.mark.usefixtures("programs_of_many_blocks")
+def test_programs_of_many_blocks() -> None:
     inputs = norm_inputs((2, 5, 6, 7, 24))
     check(inputs)
     check(inputs[:2])

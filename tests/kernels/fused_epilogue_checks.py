@@ -5,12 +5,14 @@ Without a GPU, Triton has to be told before it is loaded that it interprets the 
 
 from __future__ import annotations
 
+import closeness
 import pytest
 import torch
+from closeness import CLOSE, DEVICE, distance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medsynth.kernels import epilogue, rows
+from medsynth.kernels import epilogue
 from medsynth.kernels.epilogue import fused_residual, fused_silu
 from medsynth.models import blocks
 from medsynth.models.attention import Attention3D, CrossAttention
@@ -20,11 +22,8 @@ from medsynth.seeding import torch_generator
 
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CLOSE = {torch.float32: 2e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-"""Of the norm of what is compared: one rounding to the type, towards zero in the interpreter."""
 WHOLE = 2e-4 if DEVICE == "cuda" else 1e-5
-"""The same for a module whose convolution, in float32, rounds to TF32 on a GPU, and need not add up in one order."""
+"""Of the norm of what is compared, for a module: on a GPU its convolution, in float32, rounds to TF32."""
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32, name: str = "x") -> Tensor:
@@ -32,26 +31,17 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32, name: str = "x") -> T
     return (2 * torch.randn(shape, generator=generator)).to(DEVICE, dtype).requires_grad_()
 
 
-def distance(got: Tensor, expected: Tensor) -> float:
-    got, expected = got.detach().double(), expected.detach().double()
-    return float((got - expected).norm() / expected.norm())
-
-
 def check_silu(x: Tensor, bias: Tensor) -> None:
-    """Values and gradients are those of float64, rounded to the type of each."""
     check(fused_silu(x, bias), F.silu(x.double() + bias.double()), (x, bias), x.dtype)
+
+
+def check_residual(x: Tensor, y: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+    check(fused_residual(x, y, bias), x.double() + y.double() + bias.double(), (x, y, bias), dtype)
 
 
 def check(fused: Tensor, truth: Tensor, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
     assert fused.dtype == dtype
-    assert fused.is_contiguous()
-    assert distance(fused, truth) < CLOSE[dtype]
-    upstream = torch.randn(truth.shape, generator=torch_generator(1, "upstream")).to(fused)
-    got = torch.autograd.grad(fused, inputs, upstream)
-    expected = torch.autograd.grad(truth, inputs, upstream.double())
-    for leaf, ours, theirs in zip(inputs, got, expected, strict=True):
-        assert ours.dtype == leaf.dtype
-        assert distance(ours, theirs) < CLOSE[leaf.dtype]
+    closeness.check(fused, truth, inputs, torch.randn(truth.shape, generator=torch_generator(1, "upstream")))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4, 24), (1, 2, 2, 2, 128), (3, 96), (7, 1)], ids=str)
@@ -59,27 +49,20 @@ def check(fused: Tensor, truth: Tensor, inputs: tuple[Tensor, ...], dtype: torch
 def test_values_and_gradients_are_exact_to_rounding(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, bias = drawn(*shape, dtype=dtype), drawn(shape[-1], name="bias")
     check_silu(x, bias)
-    y = drawn(*shape, dtype=dtype, name="y")
-    check(fused_residual(x, y, bias), x.double() + y.double() + bias.double(), (x, y, bias), dtype)
+    check_residual(x, drawn(*shape, dtype=dtype, name="y"), bias, dtype)
 
 
 def test_the_wider_type_decides() -> None:
     x, y, bias = drawn(3, 5, 16), drawn(3, 5, 16, dtype=torch.bfloat16, name="y"), drawn(16, name="bias")
-    for first, second in ((x, y), (y, x)):
-        truth = first.double() + second.double() + bias.double()
-        check(fused_residual(first, second, bias), truth, (first, second, bias), torch.float32)
+    check_residual(x, y, bias, torch.float32)
+    check_residual(y, x, bias, torch.float32)
 
 
-@pytest.mark.parametrize("programs", [1, 3])
-def test_programs_of_many_blocks(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of several blocks each, the last one shorter: what a volume of any size has on a GPU."""
-    monkeypatch.setattr(rows, "PROGRAMS", programs)
-    monkeypatch.setattr(rows, "SUMMING_PROGRAMS", 2 * programs)
-    monkeypatch.setattr(rows, "BLOCK_NUMBERS", 64)
-    monkeypatch.setattr(rows, "SUMMING_BLOCK_NUMBERS", 128)
+@pytest.mark.usefixtures("programs_of_many_blocks")
+def test_programs_of_many_blocks() -> None:
     x, y, bias = drawn(2, 5, 6, 7, 24), drawn(2, 5, 6, 7, 24, name="y"), drawn(24, name="bias")
     check_silu(x, bias)
-    check(fused_residual(x, y, bias), x.double() + y.double() + bias.double(), (x, y, bias), torch.float32)
+    check_residual(x, y, bias, torch.float32)
 
 
 def test_any_order_in_memory() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import DEVICE, distance
 from torch import Tensor
 
 from medsynth.kernels import linear_attention as wrapper
@@ -16,7 +17,6 @@ from medsynth.seeding import torch_generator
 
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLOSE = {torch.float32: 1e-5, torch.float16: 2.0**-8, torch.bfloat16: 2.0**-7}
 """Per dtype, of the norm of what is compared: a rounding, towards zero in the interpreter; for float16 those of TF32."""
 CLOSE_GAINS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 1e-4}
@@ -49,12 +49,6 @@ def attention_inputs(
     gains = [(1 + 0.3 * torch.randn(channels, generator=generator)).to(DEVICE).requires_grad_() for _ in range(2)]
     turns = rotary_turns(grid, channels, torch.device(DEVICE)) if turned else None
     return tokens, (q, k, v, turns, gains[0], gains[1])
-
-
-def distance(got: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over that of the expected, in float64."""
-    got, expected = got.detach().double(), expected.detach().double()
-    return float((got - expected).norm() / expected.norm())
 
 
 def check_against_twin(inputs: Inputs, leaves: list[Tensor], dtype: torch.dtype) -> None:

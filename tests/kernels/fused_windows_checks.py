@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import DEVICE, distance
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +19,6 @@ from medsynth.seeding import torch_generator
 
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = [(4, 108), (108, 4), (1, 27), (32, 1), (3, 96)]
 """Channels in and out."""
 
@@ -30,11 +30,6 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32, name: str = "x") -> T
 
 def twin(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv3d(x.movedim(-1, 1), weight, padding=1).movedim(1, -1)
-
-
-def distance(got: Tensor, expected: Tensor) -> float:
-    got, expected = got.detach().double(), expected.detach().double()
-    return float((got - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("grid", [(2, 4, 3, 5), (1, 1, 1, 1), (1, 2, 7, 1)], ids=str)
