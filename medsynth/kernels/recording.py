@@ -92,8 +92,6 @@ class Recorder(Generic[Result]):
 
     def _record(self, inputs: Mapping[str, Tensor]) -> _Recording[Result]:
         held = {name: value.clone() for name, value in inputs.items()}
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
