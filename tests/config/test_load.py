@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import nn
 
 from medsynth.config.load import load_pipeline
 from medsynth.config.resolved import resolved_yaml, schema
 from medsynth.config.shipped import copy_out, pipelines, presets, shipped
 from medsynth.errors import ConfigError, UsageError
+from medsynth.models.unet import LatentUNet
 
 GOOD = """\
 name: mine
@@ -144,6 +146,13 @@ def test_a_network_without_a_kind_is_the_unet_and_a_transformer_says_so(tmp_path
     assert (other.kind, other.grid_factor) == ("transformer", 2)
 
 
+def test_a_level_narrower_than_a_group_convolves_fully(tmp_path: Path) -> None:
+    wanted = "denoiser: {network: {widths: [32, 64], group_width: 64}}\n"
+    settings = load_pipeline(write(tmp_path, GOOD + wanted)).denoiser.network
+    network = LatentUNet(4, 4, settings.widths, 1, group_width=settings.group_width)
+    assert {layer.groups for layer in network.modules() if isinstance(layer, nn.Conv3d)} == {1}
+
+
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
@@ -151,6 +160,7 @@ def test_a_network_without_a_kind_is_the_unet_and_a_transformer_says_so(tmp_path
         ("{widthss: [64]}", "did you mean widths?"),
         ("{kind: transfomer}", "did you mean transformer?"),
         ("{kind: transformer, width: 104}", "multiple of head_channels"),
+        ("{widths: [64, 96], group_width: 64}", "every width above group_width (64) must be a multiple of it"),
         ("transformer", "expected settings by name, such as {kind: ...}, found 'transformer'"),
     ],
 )
