@@ -1,7 +1,7 @@
 """What follows a matrix product or convolution: its bias, with SiLU or with a residual, in one pass over memory on NVIDIA GPUs.
 
-A GPU adds the bias of a convolution in a pass of its own, and sums its gradient over voxels at a quarter of the speed of its
-memory. Here the bias joins what follows, forward and backward. The twins are in `medsynth.models.blocks`.
+A GPU adds the bias of a convolution in a pass of its own, and sums its gradient over voxels at a ninth of the speed of its
+memory (H200). Here the bias joins what follows, forward and backward. The twins are in `medsynth.models.blocks`.
 """
 
 from __future__ import annotations
