@@ -1,8 +1,8 @@
 """3x3x3 windows side by side, and their overlapping sum: a convolution from or to few channels as one matrix product.
 
-cuDNN's tiles are made for many channels on either side. From 4 channels to 128 an H200 takes longer than from 128 to 128 (447 against
-313 microseconds for 262 144 voxels), back two thirds as long, nearly all of it for padding; spreading windows and multiplying 108 by
-128 channels takes 97, the way back 120.
+cuDNN's tiles are made for many channels on either side. From 4 channels to 128 an H200 takes longer than from 128 to 128 (447
+against 313 microseconds for 262 144 voxels), back two thirds as long, nearly all of it for padding; spreading windows and
+multiplying 108 by 128 channels takes 97, the way back 120.
 
 The two functions are each other's adjoint, and so each other's derivative. The convolution itself, their twin, is PyTorch's.
 """
