@@ -94,9 +94,13 @@ class SecondLook:
         self._stop(self._found(paths, shortest_word=NO_WORD), "a path in pipeline.yaml")
         events = _read(workspace / "events.jsonl")
         days = frozenset(dates_in(events.lower()))  # whoever was born on a day of work has no birthday to find
-        for name in ("events.jsonl", "mlflow.db", "mlflow.db-wal", "mlflow.db-journal"):
-            own = _words_of_database(workspace / "mlflow.db") if name.startswith("mlflow") else frozenset[str]()
-            self._stop(self._found(_read(workspace / name), own=own, days=days), name)
+        self._stop(self._found(events, days=days), "events.jsonl")
+        own, runs = _own_in_database(workspace / "mlflow.db")
+        for name in ("mlflow.db", "mlflow.db-wal", "mlflow.db-journal"):
+            data = _read(workspace / name)
+            for run in runs:  # SQLite puts nothing between `mask` and the run that begins with 17
+                data = data.replace(run, b"\n")
+            self._stop(self._found(data, own=own, days=days), name)
         artifacts = sorted((workspace / "artifacts").rglob("*"))
         names = "\n".join(path.relative_to(workspace).as_posix() for path in artifacts)
         self._stop(
@@ -250,13 +254,16 @@ def _declared_words(pipeline: Pipeline) -> frozenset[str]:
     return frozenset(re.findall(r"[a-z]+", texts.lower()))
 
 
-def _words_of_database(path: Path) -> frozenset[str]:
-    """Words of MLflow's tables and of the keys in them."""
+def _own_in_database(path: Path) -> tuple[frozenset[str], list[bytes]]:
+    """Words of MLflow's tables and of the keys in them, and the runs' random identifiers."""
     if not path.is_file():
-        return frozenset()
+        return frozenset(), []
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-        texts = [str(row[0]) for row in database.execute("SELECT sql FROM sqlite_master")]
-    return frozenset(re.findall(r"[a-z]+", " ".join(texts).lower()))
+        tables = dict(database.execute("SELECT name, sql FROM sqlite_master"))
+        texts = [str(sql) for sql in tables.values()]
+        found = database.execute("SELECT run_uuid FROM runs") if "runs" in tables else []
+        runs = [str(row[0]).encode() for row in found]
+    return frozenset(re.findall(r"[a-z]+", " ".join(texts).lower())), runs
 
 
 def _read(path: Path) -> bytes:

@@ -6,8 +6,10 @@ import csv
 import json
 import pickle
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,23 @@ def test_a_name_that_the_program_uses_itself_is_no_hit(finished: Path, tiny: Pip
     found.remember(Seen({"case low": "PatientName"}))
     with pytest.raises(PrivacyError, match="PatientName in a message"):
         found.check_lines(["row 7 is of case low"])
+
+
+@pytest.mark.parametrize(("value", "found"), [("mask", False), ("mask17", True)])
+def test_a_run_that_begins_with_a_number_makes_no_name_of_the_word_before(
+    value: str, found: bool, tmp_path: Path, tiny: Pipeline
+) -> None:
+    """A file named mask17, and a setting that is a mask in a run of MLflow that begins with 17."""
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("CREATE TABLE runs (run_uuid TEXT)")
+        database.execute("CREATE TABLE params (key TEXT, value TEXT, run_uuid TEXT)")
+        run = "17733166e43043fbae2efcad9ca6e8c9"
+        database.execute("INSERT INTO runs VALUES (?)", [run])
+        database.execute("INSERT INTO params VALUES ('kind', ?, ?)", [value, run])
+    row = SourceCase(1, "4711-0815", tmp_path / "mask17.nii.gz", None, None, None, {})
+    look = SecondLook([row], tiny)
+    with pytest.raises(PrivacyError, match=r"cohort's paths in mlflow\.db") if found else nullcontext():
+        look.check_workspace(tmp_path)
 
 
 def test_nothing_of_the_patient_is_shown_by_what_workers_return() -> None:
