@@ -36,11 +36,9 @@ def fused_residual(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
 def _silu(x: Tensor, bias: Tensor) -> Tensor:
     from medsynth.kernels import epilogue_kernels as kernels  # takes a while, and there may be no Triton
 
-    out = torch.empty_like(x)
-    if x.numel():
-        walk = Walk(x)
-        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-            kernels.biased_silu[walk.grid](x, bias.contiguous(), out, *walk.sizes, **walk.options)
+    walk, out = Walk(x), torch.empty_like(x)
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        kernels.biased_silu[walk.grid](x, bias.contiguous(), out, *walk.sizes, **walk.options)
     return out
 
 
@@ -49,10 +47,7 @@ def _silu_backward(upstream: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, T
     """d_x, and its sum over voxels [C]."""
     from medsynth.kernels import epilogue_kernels as kernels
 
-    d_x = torch.empty_like(x)
-    if not x.numel():
-        return d_x, torch.zeros_like(bias)
-    walk = Walk(x, summing=True)
+    walk, d_x = Walk(x, summing=True), torch.empty_like(x)
     sums = walk.sums(x)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         kernels.biased_silu_backward[walk.grid](
@@ -65,11 +60,9 @@ def _silu_backward(upstream: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, T
 def _residual(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     from medsynth.kernels import epilogue_kernels as kernels
 
-    out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, y.dtype))
-    if x.numel():
-        walk = Walk(x)
-        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-            kernels.biased_residual[walk.grid](x, y, bias.contiguous(), out, *walk.sizes, **walk.options)
+    walk, out = Walk(x), torch.empty_like(x, dtype=torch.promote_types(x.dtype, y.dtype))
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        kernels.biased_residual[walk.grid](x, y, bias.contiguous(), out, *walk.sizes, **walk.options)
     return out
 
 
@@ -78,8 +71,6 @@ def _voxel_sum(x: Tensor) -> Tensor:
     """Sum over all but the last axis, [C] float32."""
     from medsynth.kernels import epilogue_kernels as kernels
 
-    if not x.numel():
-        return x.new_zeros(x.shape[-1], dtype=torch.float32)
     walk = Walk(x, summing=True)
     sums = walk.sums(x)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]

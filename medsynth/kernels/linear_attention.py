@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medsynth.kernels.rows import power_of_two
 from medsynth.kernels.triton_at_hand import runs_on
 
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
@@ -193,7 +194,7 @@ def _options(q: Tensor, v: Tensor, turns: Tensor | None, *, summed: bool) -> dic
 
 def _padded(channels: int) -> int:
     """The side of a tile, a power of two, that matrix units take."""
-    return max(16, 1 << (channels - 1).bit_length())
+    return max(16, power_of_two(channels))
 
 
 def _turn_strides(turns: Tensor | None) -> tuple[int, ...]:

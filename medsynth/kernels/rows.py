@@ -15,17 +15,22 @@ SUMMING_PROGRAMS = 2 * 132
 """Where programs leave sums behind, which have to be summed in turn: fewer of them, with more work in flight in each."""
 
 
+def power_of_two(number: int) -> int:
+    """The least one that is not less: Triton's tiles have no other sides."""
+    return 1 << (number - 1).bit_length()
+
+
 class Walk:
     """Chunks of whole blocks of one sample, one for each program; `samples` 1 where voxels are alike in whichever they are."""
 
     def __init__(self, x: Tensor, samples: int = 1, *, summing: bool = False) -> None:
         channels = x.shape[-1]
-        width = 1 << (channels - 1).bit_length()
+        width = power_of_two(channels)
         block = max(1, (SUMMING_BLOCK_NUMBERS if summing else BLOCK_NUMBERS) // width)
         self.samples = samples
         voxels = x.numel() // channels // samples
         blocks = -(-voxels // block)
-        blocks_each = -(-blocks * samples // (SUMMING_PROGRAMS if summing else PROGRAMS))
+        blocks_each = max(1, -(-blocks * samples // (SUMMING_PROGRAMS if summing else PROGRAMS)))
         self.chunks = -(-blocks // blocks_each)
         self.grid = (samples * self.chunks,)
         self.sizes = (voxels, blocks_each * block, self.chunks)

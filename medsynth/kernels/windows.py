@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medsynth.kernels.rows import DTYPES
+from medsynth.kernels.rows import BLOCK_NUMBERS, DTYPES, power_of_two
 from medsynth.kernels.triton_at_hand import runs_on
 
 TAPS = 27
-BLOCK_NUMBERS = 4096
 
 
 def can_fuse(x: Tensor, weight: Tensor, groups: int) -> bool:
@@ -38,7 +37,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # before it is 27 times as much
         taps = weight.permute(0, 2, 3, 4, 1).reshape(c_out, TAPS * c_in)
-        return torch.nn.functional.linear(_windows(x.contiguous()), taps)
+        return torch.nn.functional.linear(_windows(x), taps)
     # What a voxel gives to its neighbour, the neighbour sees on the other side.
     taps = weight.flip(2, 3, 4).permute(2, 3, 4, 0, 1).reshape(TAPS * c_out, c_in)
     total: Tensor = _overlapping_sum(torch.nn.functional.linear(x, taps))
@@ -102,7 +101,7 @@ class _Launch:
 
     def __init__(self, shape: torch.Size, columns: int) -> None:
         *_, x_size, y_size, z_size, channels = shape
-        width = 1 << (columns - 1).bit_length()
+        width = power_of_two(columns)
         block = max(1, min(256, BLOCK_NUMBERS // width))
         voxels = shape[:4].numel()
         self.grid = (-(-voxels // block),)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +108,8 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, X, Y, Z, C] -> [B, X, Y, Z, C']."""
         if windows.can_fuse(x, self.conv.weight, self.conv.groups):
-            product = windows.convolve(x, self.conv.weight)
-            return product if self.conv.bias is None else product + self.conv.bias.to(product.dtype)
+            out = windows.convolve(x, self.conv.weight)
+            return out if self.conv.bias is None else out + self.conv.bias.to(out.dtype)
         return self._convolved(x, self.conv.bias)
 
     def product(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Convolution(nn.Module):
         return F.conv3d(channels_first, conv.weight, bias, padding=1, groups=conv.groups).movedim(1, -1)
 
 
-def joins_late(bias: Tensor | None) -> bool:
+def joins_late(bias: Tensor | None) -> TypeGuard[Tensor]:
     """Whether a layer's `product` leaves out its bias, for `silu` or `residual` to add: where one kernel does both."""
     return bias is not None and epilogue.can_fuse(bias)
 
@@ -134,14 +134,14 @@ def product(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def silu(product: Tensor, bias: Tensor | None) -> Tensor:
     """SiLU of a layer's answer, given its `product`."""
-    if bias is not None and joins_late(bias):
+    if joins_late(bias):
         return epilogue.fused_silu(product, bias)
     return F.silu(product)
 
 
 def residual(x: Tensor, product: Tensor, bias: Tensor | None) -> Tensor:
     """x + a layer's answer, given its `product`."""
-    if bias is not None and joins_late(bias):
+    if joins_late(bias):
         return epilogue.fused_residual(x, product, bias)
     return x + product
 
