@@ -112,6 +112,7 @@ def table(cells: list[dict[str, Any]]) -> str:
     heads = ["Task", "Budget, min", "Seed", "Method", "PSNR, dB"]
     spaces = [space["space"] for space in cells[0]["fidelity"]] if cells else []
     heads += [f"{metric}, {space}" for space in spaces for metric in ("KID", "Frechet")]
+    heads += ["Closer than the threshold, worst space / nominal", "Membership AUC, worst space"]
     heads += ["Dice asked for / real", "AUC of the label, synthetic / real", "MS-SSIM / real", "s per scan"]
     lines = [heads, ["---"] * len(heads)]
     for cell in cells:
@@ -120,6 +121,7 @@ def table(cells: list[dict[str, Any]]) -> str:
         for space in cell["fidelity"]:
             metrics = {metric["name"]: metric for metric in space["metrics"]}
             row += [_beside(metrics[name]["synthetic"], metrics[name]["real"]) for name in ("kid", "frechet")]
+        row += _copies(cell.get("privacy"))
         overlap = cell["mask_overlap"]
         row.append(_beside(overlap["on_synthetic"], overlap["on_real"]) if overlap else "-")
         row.append(_beside(cell["label"]["synthetic"], cell["label"]["real"]))
@@ -128,9 +130,20 @@ def table(cells: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _copies(privacy: list[dict[str, Any]] | None) -> tuple[str, str]:
+    if privacy is None:
+        return "-", "-"
+    closer = max(privacy, key=lambda space: float(space["closer"]["value"]))
+    told = max(privacy, key=lambda space: float(space["membership"]["value"]))
+    return f"{_between(closer['closer'])} / {closer['nominal']:.3g}", _between(told["membership"])
+
+
 def _beside(synthetic: Mapping[str, float], real: Mapping[str, float]) -> str:
-    found = f"{synthetic['value']:.3g} [{synthetic['low']:.3g}, {synthetic['high']:.3g}]"
-    return f"{found} / {real['value']:.3g}"
+    return f"{_between(synthetic)} / {real['value']:.3g}"
+
+
+def _between(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.3g} [{estimate['low']:.3g}, {estimate['high']:.3g}]"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The same judge for every method: feature distances, the segmenter and the classifier, each beside its real value."""
+"""The same judge for every method: distances, signs of copies, the segmenter and the classifier, beside real values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from benchmarks.peers.data import Data, Request
 from medsynth.config.evidence import Evaluate
-from medsynth.evaluation import condition, fidelity
+from medsynth.evaluation import condition, degradation, fidelity, privacy
+from medsynth.evaluation.audit import LADDER_SCANS, Features
 from medsynth.evaluation.classifiers import fit_classifier
 from medsynth.evaluation.evidence import Estimate
 from medsynth.evaluation.features import extract
@@ -25,6 +26,8 @@ CPU = torch.device("cpu")
 JUDGE_SEED = 20264
 """Not the seed of any training: all methods meet the same segmenter, classifiers and resamples."""
 RESAMPLES = 1000
+PER_SCAN = ("distances", "ratios", "held_out_distances", "held_out_ratios")
+"""What an audit of copies holds for every scan, which is too much for a record."""
 
 
 class Judge:
@@ -42,30 +45,49 @@ class Judge:
     def __call__(self, request: Request, scans: Tensor) -> dict[str, Any]:
         """Figures of `scans` [N, 1, X, Y, Z] in [-1, 1], made for `request`, and of held-out real scans beside them."""
         synthetic = _labelled(self.train, request, scans)
+        features = extract({"synthetic": synthetic}, CPU, _silent, self.masked)
+        of = {space: {**self._real_features[space], **found} for space, found in features.items()}
         plan = fidelity.Plan(len(synthetic), self.resampling, derive(JUDGE_SEED, "diversity"))
         diversity = fidelity.diversity(synthetic.voxels, self.train.voxels, plan, CPU, _silent)
         return {
-            "fidelity": self._fidelity(synthetic),
+            "fidelity": self._fidelity(of, len(synthetic)),
+            "privacy": self._privacy(of, synthetic),
             "diversity": asdict(diversity),
             "mask_overlap": self._mask_overlap(synthetic) if self.masked else None,
             "label": self._label(synthetic),
         }
 
-    def _fidelity(self, synthetic: LabelledVolumes) -> list[dict[str, Any]]:
-        real, found = self._real_features, extract({"synthetic": synthetic}, CPU, _silent, self.masked)
-        of = {name: {space: found[name] for space, found in real.items()} for name in ("train", "held out")}
-        asked = {space: features["synthetic"] for space, features in found.items()}
-        compared = min(len(self.held_out), len(synthetic))
+    def _fidelity(self, features: Features, count: int) -> list[dict[str, Any]]:
+        names = ("train", "synthetic", "held out")
+        train, synthetic, held_out = ({space: sets[name] for space, sets in features.items()} for name in names)
+        compared = min(len(self.held_out), count)
         plan = fidelity.Plan(compared, self.resampling, derive(JUDGE_SEED, "fidelity"))
-        spaces = fidelity.compare_spaces(of["train"], asked, of["held out"], plan, _silent)
+        spaces = fidelity.compare_spaces(train, synthetic, held_out, plan, _silent)
         return [
             {"space": space.space, "compared": compared, "metrics": [asdict(metric) for metric in space.metrics]}
             for space in spaces
         ]
 
+    def _privacy(self, features: Features, synthetic: LabelledVolumes) -> list[dict[str, Any]]:
+        views = {space: privacy.View.of_features(sets) for space, sets in features.items()}
+        views[privacy.CORRELATION] = privacy.View.of_volumes({**self._real, "synthetic": synthetic})
+        patients = self.train.patients + self.held_out.patients
+        found = []
+        for space, view in views.items():
+            seed = derive(JUDGE_SEED, "privacy", space)
+            audit, _ = privacy.audit_space(space, view, patients, self.resampling, seed=seed)
+            found.append({name: value for name, value in asdict(audit).items() if name not in PER_SCAN})
+        return found
+
     @cached_property
-    def _real_features(self) -> dict[str, dict[str, Any]]:
-        return extract({"train": self.train, "held out": self.held_out}, CPU, _silent, self.masked)
+    def _real(self) -> dict[str, LabelledVolumes]:
+        seed = derive(JUDGE_SEED, "planted")
+        planted = degradation.planted_copies(self.train, min(len(self.held_out), LADDER_SCANS), seed)
+        return {"train": self.train, "held out": self.held_out, "planted": planted}
+
+    @cached_property
+    def _real_features(self) -> Features:
+        return extract(self._real, CPU, _silent, self.masked)
 
     def _mask_overlap(self, synthetic: LabelledVolumes) -> dict[str, Any]:
         seed = derive(JUDGE_SEED, "masks")

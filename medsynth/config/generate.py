@@ -99,6 +99,21 @@ def _exact(value: float) -> str:
 ScanFormat = Literal["nifti", "dicom", "both"]
 
 
+class VaryMasks(Settings):
+    """How a training patient's mask is changed before it is asked for: turned about its centre, bent smoothly, as large as
+    before. With both at 0 it is asked for, and given out, as it is."""
+
+    rotate_degrees: Annotated[float, Field(ge=0, le=45)] = 10.0
+    """Standard deviation of the angle about each axis."""
+    bend: Annotated[float, Field(ge=0, le=0.5)] = 0.15
+    """Standard deviation of the displacement, in radii of a ball of the mask's volume."""
+
+    @property
+    def any(self) -> bool:
+        """Whether masks are changed at all."""
+        return self.rotate_degrees > 0 or self.bend > 0
+
+
 class Generate(Settings):
     """How many synthetic scans, of what, and how."""
 
@@ -113,6 +128,8 @@ class Generate(Settings):
     """Values fixed for every scan."""
     grid: Annotated[str | None, Field(exclude_if=lambda grid: grid is None)] = None
     """Where there are several: the one grid for every scan, `64x64x48@1x1x2.5`; drawn as in training unless given."""
+    vary_masks: VaryMasks = VaryMasks()
+    """For masks of training patients; masks that a user gives are taken as they are, unless this is set."""
     sampling: Sampling = Sampling()
     batch_size: Count | Literal["auto"] = "auto"
     """Scans that a GPU computes at once; `auto` finds what its memory holds. A processor computes one at a time."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from medsynth.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,17 @@ class ClosePair:
 
 @dataclass(frozen=True)
 class Privacy:
-    """Signs of copying. `closest` begins with the pair that is nearest for its space."""
+    """Signs of copying. `closest` begins with the pair that is nearest for its space.
+
+    masks: the same of the outlines that scans were asked for with, not of the scans; None where there are none.
+    """
 
     training: int
     held_out: int
     synthetic: int
     spaces: tuple[NeighbourAudit, ...]
     closest: tuple[ClosePair, ...]
+    masks: NeighbourAudit | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from medsynth.evaluation import statistics
 from medsynth.evaluation.evidence import ClosePair, Estimate, NeighbourAudit
 from medsynth.evaluation.features import Frame
 from medsynth.evaluation.statistics import Resampling
-from medsynth.evaluation.volumes import LabelledVolumes
+from medsynth.evaluation.volumes import NULL_MASK, LabelledVolumes
 from medsynth.seeding import numpy_generator
 
 Floats = NDArray[np.float64]
@@ -28,6 +28,7 @@ NOMINAL = 0.05
 """Share of fresh real scans that a threshold may wrongly flag, where there are enough held-out scans to set it so."""
 CORRELATION_AXIS = 24
 CORRELATION = "image correlation"
+MASKS = "masks"
 
 
 def correlation_vectors(voxels: Tensor) -> Floats:
@@ -36,10 +37,25 @@ def correlation_vectors(voxels: Tensor) -> Floats:
     Volumes are averaged down to at most 24 voxels per axis first, so that a shift by a voxel or fine noise does not
     hide a copy.
     """
-    factors = [-(-size // CORRELATION_AXIS) for size in voxels.shape[2:]]
-    vectors = F.avg_pool3d(voxels, factors, ceil_mode=True).flatten(1).double()
-    centred = vectors - vectors.mean(1, keepdim=True)
-    return np.asarray((centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-12)).numpy())
+    vectors = _small(voxels)
+    return _unit(vectors - vectors.mean(1, keepdim=True))
+
+
+def mask_vectors(masks: Tensor) -> Floats:
+    """Unit vectors [N, V] of what masks [N, 1, X, Y, Z] label, whose squared Euclidean distance is 2 (1 - overlap).
+
+    The overlap of masks A and B is |A and B| / sqrt(|A| |B|) (Ochiai), on volumes averaged down as for the correlation.
+    """
+    return _unit(_small(((masks > 0) & (masks != NULL_MASK)).float()))
+
+
+def _small(volumes: Tensor) -> Tensor:
+    factors = [-(-size // CORRELATION_AXIS) for size in volumes.shape[2:]]
+    return F.avg_pool3d(volumes, factors, ceil_mode=True).flatten(1).double()
+
+
+def _unit(vectors: Tensor) -> Floats:
+    return np.asarray((vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)).numpy())
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,18 @@ class View:
     @classmethod
     def of_volumes(cls, sets: dict[str, LabelledVolumes]) -> View:
         """From the same sets' voxels, for the image correlation, which has no frame."""
-        vectors = {name: correlation_vectors(volumes.voxels) for name, volumes in sets.items()}
+        return cls._of_vectors({name: correlation_vectors(volumes.voxels) for name, volumes in sets.items()})
+
+    @classmethod
+    def of_masks(cls, sets: dict[str, LabelledVolumes]) -> View | None:
+        """From the same sets' masks; None where one of them has none."""
+        masks = {name: volumes.masks for name, volumes in sets.items()}
+        if any(each is None for each in masks.values()):
+            return None
+        return cls._of_vectors({name: mask_vectors(each) for name, each in masks.items() if each is not None})
+
+    @classmethod
+    def _of_vectors(cls, vectors: dict[str, Floats]) -> View:
         real = vectors["train"], vectors["held out"]
         return cls(*real, vectors["synthetic"], vectors["planted"], *real, vectors["synthetic"])
 

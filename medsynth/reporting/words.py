@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medsynth.evaluation.evidence import Condition, Estimate, Evidence, Fidelity, Metric, Privacy
+from medsynth.evaluation.evidence import Condition, Estimate, Evidence, Fidelity, Metric, NeighbourAudit, Privacy
 
 METRICS = {
     "frechet": ("Frechet distance", "How far apart the two groups of scans lie as a whole; lower is better."),
@@ -67,7 +67,20 @@ def about_privacy(privacy: Privacy) -> str:
     return (
         f"{lead}: {percent(worst.closer.value)} below the threshold ({worst.space}), where {expected} are expected. "
         f"Telling training scans from others by the synthetic ones succeeds with an AUC of "
-        f"{estimate(worst.membership)}; 0.5 is guessing."
+        f"{estimate(worst.membership)}; 0.5 is guessing.{_about_masks(privacy.masks)}"
+    )
+
+
+def _about_masks(masks: NeighbourAudit | None) -> str:
+    if masks is None:
+        return ""
+    if masks.closer.low > masks.nominal:
+        lead = "The masks that the scans were asked for with lie closer to training patients' than fresh masks would"
+    else:
+        lead = "The masks that the scans were asked for with lie no closer to training patients' than fresh masks do"
+    return (
+        f" {lead}: {percent(masks.closer.value)} below the threshold, where {percent(masks.nominal)} are expected. Training "
+        f"patients' masks are told from others by them with an AUC of {estimate(masks.membership)}."
     )
 
 

@@ -157,6 +157,7 @@ def _settings(
         "conditions": fixed,
         "counts": counts,
         "sampling": provenance["sampling"],
+        "vary_masks": {"rotate_degrees": 0, "bend": 0},
     }
     if grid is not None:
         base["grid"] = grid

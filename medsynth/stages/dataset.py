@@ -27,6 +27,7 @@ from medsynth.imaging.scan import Scan, make_scan, same_grid
 from medsynth.imaging.synthetic.header import DESCRIPTION, Origin
 from medsynth.imaging.synthetic.segmentation import read_segmentation
 from medsynth.imaging.synthetic.study import check_writable
+from medsynth.imaging.vary import varied
 from medsynth.progress import Progress
 from medsynth.stages.background import Background, Watching
 from medsynth.stages.files import digest, read_json, write_json, write_text
@@ -73,7 +74,7 @@ def write_dataset(
     cases = tuple(_case(read_json(folder / "rows" / f"{request.case}.json")) for request in requests)
     manifest = Manifest(folder, cases, declared or declared_conditions(pipeline.condition_declaration))
     manifest.write(folder / "manifest.csv")
-    _describe(folder, manifest, pipeline, sampling, model)
+    _describe(folder, manifest, pipeline, sampling, model, varied_masks=any(request.variation for request in requests))
     for row in (folder / "rows").iterdir():
         row.unlink()
     (folder / "rows").rmdir()
@@ -176,7 +177,10 @@ def _load_mask(pipeline: LatentVolumePipeline, request: Request) -> Scan | None:
             f"mask for {request.case}: expected {list(like.shape[1:])} voxels, as the model's box, found "
             f"{list(mask.shape[1:])}; prepare it with the same settings"
         )
-    return same_grid(like, np.asarray(mask, dtype=np.uint8))
+    labels = np.asarray(mask, dtype=np.uint8)
+    if request.variation is not None:
+        labels = varied(labels[0], grid.spacing_mm, request.variation)[None]
+    return same_grid(like, labels)
 
 
 def _write_row(
@@ -254,7 +258,15 @@ def _sizes(geometry: Mapping[str, Any]) -> str:
     return " or ".join(f"{list(grid.box)} voxels of {list(grid.spacing_mm)} mm" for grid in grids_of(geometry))
 
 
-def _describe(folder: Path, manifest: Manifest, pipeline: LatentVolumePipeline, sampling: Sampling, model: str) -> None:
+def _describe(
+    folder: Path,
+    manifest: Manifest,
+    pipeline: LatentVolumePipeline,
+    sampling: Sampling,
+    model: str,
+    *,
+    varied_masks: bool,
+) -> None:
     declaration, geometry = pipeline.condition_declaration, pipeline.geometry
     masked = [case for case in manifest.cases if case.mask]
     has_dicom, has_nifti = ((folder / name).is_dir() for name in (DICOM_FOLDER, "images"))
@@ -298,6 +310,7 @@ def _describe(folder: Path, manifest: Manifest, pipeline: LatentVolumePipeline, 
         "- `manifest.csv` holds one row per scan with the conditions that were asked for and the seed: the same model and row",
         "  give the same voxels again (`medsynth generate --again manifest.csv`).",
         "- `dataset.json` lists image and label pairs for MONAI and nnU-Net. Keep synthetic scans out of validation and test sets.",
+        *(_about_masks(varied_masks) if masked else []),
         *(
             [
                 "- `dicom/` holds one study per scan, marked as synthetic in every header: `image/` the series, `mask/` the",
@@ -309,3 +322,15 @@ def _describe(folder: Path, manifest: Manifest, pipeline: LatentVolumePipeline, 
         "",
     ]
     write_text(folder / "README.md", "\n".join(lines))
+
+
+def _about_masks(varied: bool) -> list[str]:
+    if varied:
+        return [
+            "- Masks were turned and bent at random before they were asked for, so that none is a patient's own outline. How close",
+            "  they still are to the outlines that they came from is in the privacy section too.",
+        ]
+    return [
+        "- Masks are the ones that were given, unchanged. Where those are patients' outlines, whoever gets this dataset gets",
+        "  them.",
+    ]

@@ -110,6 +110,8 @@ def _summary(evidence: Evidence) -> dict[str, Any]:
     if evidence.privacy is not None:
         for audit in evidence.privacy.spaces:
             summary[f"closer_than_real/{audit.space}"] = audit.closer.value
+        if evidence.privacy.masks is not None:
+            summary["masks_closer_than_real"] = evidence.privacy.masks.closer.value
     if evidence.condition is not None and evidence.condition.on_synthetic is not None:
         summary["condition_auc"] = evidence.condition.on_synthetic.auc.value
     if evidence.condition is not None and evidence.condition.masks is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from medsynth.config.generate import Generate
 from medsynth.config.grid import GRID, Grid, named_grid
 from medsynth.errors import ConfigError
+from medsynth.imaging.vary import Variation, draw_variation
 from medsynth.seeding import derive, numpy_generator
 
 Value = str | float | None
@@ -33,6 +34,8 @@ class Request:
     conditions: Mapping[str, Value]
     mask: Path | None
     seed: int
+    variation: Variation | None = None
+    """How the mask is changed before it is asked for."""
 
 
 def draw_requests(
@@ -69,6 +72,7 @@ def draw_requests(
                 conditions={**{k: v for k, v in drawn.items() if k not in declaration}, **conditions},
                 mask=source.path if source else None,
                 seed=derive(seed, "synthetic", number),
+                variation=_variation(settings, numpy_generator(seed, "variation", number)) if source else None,
             )
         )
     return requests
@@ -134,6 +138,11 @@ def _mask_for(
             [f"generate: expected a mask of a case with {wanted}, found none; relax the conditions or give masks"]
         )
     return fitting[int(generator.integers(len(fitting)))]
+
+
+def _variation(settings: Generate, generator: np.random.Generator) -> Variation | None:
+    chosen = settings.vary_masks
+    return draw_variation(generator, chosen.rotate_degrees, chosen.bend) if chosen.any else None
 
 
 def _draw(

@@ -138,3 +138,41 @@ def test_an_overfitted_model_is_caught_by_distance_and_by_membership(world: Worl
     assert audits[privacy.CORRELATION].closer.low > 0.5
     assert audits[privacy.CORRELATION].stands_out.low > 0.5
     assert audits[privacy.CORRELATION].membership.low > 0.9
+
+
+def _with_masks(volumes: LabelledVolumes, seed: int) -> LabelledVolumes:
+    """Ellipsoids of random axes and places, one for each scan."""
+    draw = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"), -1)
+    masks = []
+    for _ in range(len(volumes)):
+        centre, axes = draw.uniform(5, 11, 3), draw.uniform(2, 6, 3)
+        masks.append((((grid - centre) / axes) ** 2).sum(-1) <= 1)
+    return replace(volumes, masks=torch.from_numpy(np.stack(masks)[:, None].astype(np.uint8)))
+
+
+def test_masks_that_were_taken_over_are_told_and_fresh_ones_are_not(world: World) -> None:
+    train, held_out = _with_masks(world(100, 1), 1), _with_masks(world(60, 2), 2)
+    planted = degradation.planted_copies(train, 20, 0)
+    patients = train.patients + held_out.patients
+    found = {}
+    for name, synthetic in (("taken over", train.take(np.arange(100))), ("fresh", _with_masks(world(100, 3), 3))):
+        view = privacy.View.of_masks({"train": train, "held out": held_out, "synthetic": synthetic, "planted": planted})
+        assert view is not None
+        found[name], _ = privacy.audit_space(privacy.MASKS, view, patients, RESAMPLING, seed=0)
+    assert found["taken over"].closer.value == 1
+    assert found["taken over"].membership.value == 1
+    assert found["fresh"].closer.low < found["fresh"].nominal < found["fresh"].closer.high
+    assert found["fresh"].membership.low < 0.5 < found["fresh"].membership.high
+
+
+def test_the_overlap_of_masks_is_what_their_vectors_say(world: World) -> None:
+    a, b = np.zeros((2, 1, 1, 8, 8, 8), np.uint8)
+    a[..., :4, :, :], b[..., 2:6, :, :4] = 1, 2
+    distance = np.linalg.norm(privacy.mask_vectors(torch.from_numpy(a)) - privacy.mask_vectors(torch.from_numpy(b)))
+    assert distance**2 == pytest.approx(2 * (1 - 64 / np.sqrt(256 * 128)))
+
+
+def test_scans_without_masks_have_no_audit_of_masks(world: World) -> None:
+    train = world(20, 1)
+    assert privacy.View.of_masks({"train": _with_masks(train, 1), "held out": train}) is None

@@ -104,13 +104,19 @@ def _evidence(datasets: Sequence[Dataset]) -> list[str]:
         ]
     found: dict[str, Any] = read_json(place)
     lines = []
-    if verdict := found.get("benefit", {}).get("verdict"):
+    privacy = found.get("privacy") or {}
+    if verdict := (found.get("benefit") or {}).get("verdict"):
         lines.append(f"- Benefit for training: {verdict['outcome']}. {verdict['reasons'][0]}")
-    for space in found.get("privacy", {}).get("spaces", []):
+    for space in privacy.get("spaces", []):
         closer = space["closer"]
         lines.append(
             f"- Privacy, {space['space']}: {closer['value']:.1%} (interval {closer['low']:.1%} to {closer['high']:.1%}) of the "
             f"synthetic scans lie closer to a training scan than the threshold, where {space['nominal']:.1%} of fresh real ones do."
+        )
+    if masks := privacy.get("masks"):
+        lines.append(
+            f"- Privacy, masks: {masks['closer']['value']:.1%} of the masks lie closer to a training patient's than the "
+            f"threshold, where {masks['nominal']:.1%} of fresh ones do."
         )
     lines.append("- Distances are no proof of privacy: read the report before passing the dataset on.")
     return lines

@@ -1,0 +1,104 @@
+"""Varied masks: as large as before, where they were before, turned and bent as much as asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from medsynth.imaging.vary import LENGTH, Variation, draw_variation, varied
+from medsynth.seeding import numpy_generator
+
+SPACING = (1.0, 1.0, 1.0)
+
+
+def two_labels(shape: tuple[int, int, int] = (31, 29, 27)) -> NDArray[np.uint8]:
+    """An ellipsoid off the middle, its upper half labelled 1 and its lower half 2."""
+    x, y, z = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
+    inside = ((x - 14) / 8) ** 2 + ((y - 15) / 5) ** 2 + ((z - 13) / 4) ** 2 <= 1
+    return np.asarray(np.where(inside, np.where(z >= 13, 1, 2), 0), np.uint8)
+
+
+def drawn(rotate_degrees: float, bend: float, number: int = 0) -> Variation:
+    return draw_variation(numpy_generator(7, "variation", number), rotate_degrees, bend)
+
+
+def quarter_turn() -> Variation:
+    """About the third axis, without bending."""
+    return replace(drawn(0, 0), rotation=np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
+
+
+def overlap(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    return float(2 * ((one > 0) & (other > 0)).sum() / ((one > 0).sum() + (other > 0).sum()))
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_as_many_voxels_of_the_same_labels_about_the_same_centre(number: int) -> None:
+    mask = two_labels()
+    found = varied(mask, SPACING, drawn(10, 0.15, number))
+    assert found.dtype == mask.dtype and found.shape == mask.shape
+    assert (found > 0).sum() == (mask > 0).sum()
+    assert set(np.unique(found)) == {0, 1, 2}
+    for label in (1, 2):
+        assert (found == label).sum() == pytest.approx((mask == label).sum(), rel=0.15)
+    assert np.abs(np.argwhere(found > 0).mean(0) - np.argwhere(mask > 0).mean(0)).max() < 0.8
+    assert 0.5 < overlap(found, mask) < 0.95
+
+
+def test_nothing_asked_for_changes_nothing() -> None:
+    mask = two_labels()
+    assert np.array_equal(varied(mask, SPACING, drawn(0, 0)), mask)
+    empty = np.zeros_like(mask)
+    assert np.array_equal(varied(empty, SPACING, drawn(10, 0.15)), empty)
+
+
+def test_more_asked_for_changes_more() -> None:
+    mask = two_labels()
+    overlaps = [
+        np.mean([overlap(varied(mask, SPACING, drawn(10 * share, 0.15 * share, n)), mask) for n in range(8)])
+        for share in (0.25, 1.0, 2.0)
+    ]
+    assert overlaps[0] > overlaps[1] > overlaps[2]
+
+
+def test_a_quarter_turn_is_one() -> None:
+    mask = np.zeros((9, 9, 5), np.uint8)
+    mask[1:8, 4, 2] = 1
+    mask[4, 5:8, 2] = 2
+    mask[4, 1:4, 2] = 2  # what the turn is about is the middle
+    assert np.array_equal(varied(mask, SPACING, quarter_turn()), np.rot90(mask, -1, (0, 1)))
+
+
+def test_turns_are_turns_in_millimetres() -> None:
+    mask = np.zeros((41, 21, 5), np.uint8)
+    mask[10:31, 8:13, 1:4] = 1  # 21 x 10 mm
+    found = np.argwhere(varied(mask, (1.0, 2.0, 3.0), quarter_turn()))
+    assert np.ptp(found, axis=0).tolist() == pytest.approx([9, 10, 2], abs=1)  # 10 x 21 mm
+
+
+def test_a_mask_far_from_the_edge_knows_nothing_of_the_box() -> None:
+    mask, variation = two_labels(), drawn(10, 0.15)
+    padded = np.pad(mask, 12)
+    inner = (slice(12, -12),) * 3
+    assert np.array_equal(varied(padded, SPACING, variation)[inner], varied(padded[4:, 4:, 4:], SPACING, variation)[8:-12, 8:-12, 8:-12])  # fmt: skip
+
+
+def test_a_mask_cut_by_the_box_stays_cut_there() -> None:
+    mask = np.zeros((24, 24, 24), np.uint8)
+    mask[:9, 6:18, 6:18] = 1
+    for number in range(4):
+        found = varied(mask, SPACING, drawn(5, 0.1, number))
+        assert (found > 0).sum() == (mask > 0).sum()
+        assert (found[0] > 0).sum() > 0.6 * (mask[0] > 0).sum()
+
+
+def test_displacements_are_a_gaussian_field_of_the_stated_spread_and_length() -> None:
+    places = np.array([[0.0, 0, 0], [LENGTH, 0, 0], [0, 2 * LENGTH, 0]])
+    fields = np.stack([drawn(0, 0.2, n).displacements(places) for n in range(4000)])  # [draws, 3 places, 3]
+    assert np.abs(fields.mean(0)).max() < 0.012
+    assert fields.std(0) == pytest.approx(np.full((3, 3), 0.2), rel=0.05)
+    products = (fields[:, :1] * fields).mean((0, 2)) / 0.2**2
+    # The kernel of the field: exp(-d^2 / 2 LENGTH^2).
+    assert products == pytest.approx([1, np.exp(-0.5), np.exp(-2.0)], abs=0.03)
