@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import distance_transform_edt, map_coordinates
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.uint8]
 
-WAVES = 32
+WAVES = 24
 """Waves that a field of displacements is summed from."""
 LENGTH = 1.5
 """Over which displacements agree, in radii of a ball of the mask's volume."""
-FARTHEST = 4.0
-"""Standard deviations of displacement that a voxel may have come from; what lies farther from the mask stays background."""
+SLACK = 1.5
+"""How much farther than the mask's own voxels one beside it may have come, at the most."""
 SLAB_VOXELS = 2**18
 
 
@@ -71,9 +71,9 @@ def _rotation(angles: Floats) -> Floats:
 def varied(mask: Labels, spacing_mm: tuple[float, ...], variation: Variation) -> Labels:
     """The mask [X, Y, Z] turned about its centre and bent, with labels 1 and up.
 
-    As many voxels carry a label as before, so that what was measured on the mask's volume stays true: the likeliest
-    ones do, each that label of which most has come to it. The centre stays where it was; what reaches beyond the box goes on
-    as at its edge.
+    As many voxels carry a label as before, so that what was measured on the mask's volume stays true: those farthest inside
+    where they came from. Each takes the label that was nearest there. The centre stays where it was; what reaches beyond the
+    box goes on as at its edge.
     """
     inside = np.argwhere(mask > 0)
     if not len(inside):
@@ -83,24 +83,31 @@ def varied(mask: Labels, spacing_mm: tuple[float, ...], variation: Variation) ->
     centre = inside.mean(0)
     own = (inside - centre) * spacing / radius
     mean = variation.displacements(own).mean(0)
-    reach = np.linalg.norm(own, axis=1).max() + FARTHEST * variation.bend
-    low = np.maximum(0, np.floor(centre - reach * radius / spacing)).astype(int)
-    high = np.minimum(mask.shape, np.ceil(centre + reach * radius / spacing).astype(int) + 1)
+    moved = np.linalg.norm(variation.sources(own) - mean - own, axis=1).max()
+    farthest = (SLACK * moved * radius + 2 * np.linalg.norm(spacing)) / spacing
+    low = np.maximum(0, inside.min(0) - np.ceil(farthest)).astype(int)
+    high = np.minimum(mask.shape, inside.max(0) + np.ceil(farthest) + 1).astype(int)
     region = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    shape = tuple(high - low)
-    labels = [int(label) for label in np.unique(mask) if label > 0]
-    parts = [(mask == label).astype(np.float32) for label in labels]
-    shares = np.zeros((len(labels), math.prod(shape)), np.float32)
-    for start in range(0, shares.shape[1], SLAB_VOXELS):
+    depth, nearest = _depth_and_nearest(mask[region], spacing)
+    candidates = np.flatnonzero(depth > -farthest[0] * spacing[0])
+    found_depth, label = np.empty(len(candidates), np.float32), np.empty(len(candidates), mask.dtype)
+    for start in range(0, len(candidates), SLAB_VOXELS):
         chosen = slice(start, start + SLAB_VOXELS)
-        voxels = np.stack(np.unravel_index(np.arange(shares.shape[1])[chosen], shape), 1) + low
-        places = (voxels - centre) * spacing / radius
-        sources = (variation.sources(places) - mean) * radius / spacing + centre
-        for row, part in enumerate(parts):
-            shares[row, chosen] = map_coordinates(part, sources.T, order=1, mode="nearest")
-    likeliest = np.argsort(-shares.sum(0), kind="stable")[: len(inside)]
-    found = np.zeros(math.prod(shape), mask.dtype)
-    found[likeliest] = np.asarray(labels, mask.dtype)[shares[:, likeliest].argmax(0)]
+        voxels = np.stack(np.unravel_index(candidates[chosen], depth.shape), 1)
+        sources = variation.sources((voxels + low - centre) * spacing / radius) - mean
+        sources = (sources * radius / spacing + centre - low).T
+        found_depth[chosen] = map_coordinates(depth, sources, order=1, mode="nearest")
+        label[chosen] = map_coordinates(nearest, sources, order=0, mode="nearest")
+    deepest = np.argsort(-found_depth, kind="stable")[: len(inside)]
+    found = np.zeros(depth.shape, mask.dtype)
+    found.flat[candidates[deepest]] = label[deepest]
     result = np.zeros_like(mask)
-    result[region] = found.reshape(shape)
+    result[region] = found
     return result
+
+
+def _depth_and_nearest(mask: Labels, spacing_mm: Floats) -> tuple[NDArray[np.float32], Labels]:
+    """Distance to the mask's surface in mm, negative outside, and everywhere the label of the nearest labelled voxel."""
+    outward, places = distance_transform_edt(mask == 0, sampling=spacing_mm, return_indices=True)
+    depth = distance_transform_edt(mask > 0, sampling=spacing_mm) - outward
+    return depth.astype(np.float32), mask[tuple(places)]

@@ -68,6 +68,11 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         masks = given_masks(question.masks, declaration)
         if not masks and any(entry["kind"] == "mask" for entry in declaration.values()):
             say("no masks given: the scans are generated without their mask condition; --masks FOLDER gives them one")
+        if masks and not settings.vary_masks.any:
+            say(
+                "masks are asked for, and written beside the scans, as they are; where they are patients' outlines, "
+                "--set vary_masks.rotate_degrees=10 --set vary_masks.bend=0.15 turns and bends them"
+            )
         requests = draw_requests(
             settings, declaration, provenance["profile"], masks, count=settings.count, seed=question.seed or 0
         )

@@ -243,7 +243,8 @@ def test_the_datasheet_tells_synthetic_from_real(layout: Any, synthetic: Path, p
     evidence = {
         "benefit": {"verdict": {"outcome": "no benefit", "reasons": ["It moved nothing."]}},
         "privacy": {
-            "spaces": [{"space": "radiomics", "nominal": 0.05, "closer": {"value": 0.02, "low": 0.0, "high": 0.1}}]
+            "spaces": [{"space": "radiomics", "nominal": 0.05, "closer": {"value": 0.02, "low": 0.0, "high": 0.1}}],
+            "masks": {"space": "masks", "nominal": 0.05, "closer": {"value": 0.31, "low": 0.2, "high": 0.4}},
         },
     }
     (synthetic.parent / "evaluation").mkdir()
@@ -252,6 +253,15 @@ def test_the_datasheet_tells_synthetic_from_real(layout: Any, synthetic: Path, p
     judged = (tmp_path / "judged" / "README.md").read_text()
     assert "no benefit. It moved nothing." in judged
     assert "2.0%" in judged
+    assert "31.0% of the masks" in judged
+
+
+def test_evidence_in_which_parts_could_not_be_measured_is_no_obstacle(synthetic: Path, tmp_path: Path) -> None:
+    (synthetic.parent / "evaluation").mkdir()
+    evidence = {"benefit": None, "privacy": None, "absent": {"privacy": "too few scans"}}
+    (synthetic.parent / "evaluation" / "evidence.json").write_text(json.dumps(evidence))
+    export(synthetic, "nnunet", tmp_path / "Dataset001_few")
+    assert "no proof of privacy" in (tmp_path / "Dataset001_few" / "README.md").read_text()
 
 
 def test_labels_are_those_of_the_dataset_the_pipeline_or_the_voxels(synthetic: Path, prepared: Path) -> None:

@@ -1,0 +1,74 @@
+"""Masks of training patients are not handed on as they are, unless the user says so."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from medsynth.config.generate import Generate
+from medsynth.progress import Silent
+from medsynth.stages.ask import Question, answer
+from medsynth.stages.request import MaskSource, draw_requests
+
+DECLARATION = {"lesion": {"kind": "mask", "labels": {"lesion": 1}}}
+PROFILE = {"by": None, "values": {"": {"share": 1.0}}}
+
+
+def masks_of(manifest: Path, split: str | None = None) -> list[NDArray[np.uint8]]:
+    with manifest.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if split in (None, row["split"])]
+    return [np.asarray(nibabel.load(manifest.parent / row["mask"]).dataobj, np.uint8) for row in rows]
+
+
+def test_a_pipeline_asks_with_masks_that_no_training_patient_has(finished: Path) -> None:
+    training = masks_of(finished / "prepare" / "manifest.csv", "train")
+    synthetic = masks_of(finished / "synthetic" / "manifest.csv")
+    volumes = {int((mask > 0).sum()) for mask in training}
+    assert all(int((mask > 0).sum()) in volumes for mask in synthetic)
+    own = [mask for mask in synthetic if any(np.array_equal(mask, other) for other in training)]
+    assert len(own) < len(synthetic)
+    assert all((mask > 0).sum() < 128 for mask in own)  # few voxels have few shapes
+    assert "turned and bent" in (finished / "synthetic" / "README.md").read_text()
+
+
+def test_masks_that_a_user_gives_are_taken_as_they_are_unless_asked_otherwise(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    x, y, z = np.ogrid[:16, :16, :16]
+    drawn = (((x - 8) / 6) ** 2 + ((y - 8) / 4) ** 2 + ((z - 7) / 3) ** 2 <= 1).astype(np.uint8)
+    nibabel.Nifti1Image(drawn, np.diag([3.0, 3, 3, 1])).to_filename(folder / "a.nii.gz")
+    said: list[str] = []
+    few = ("sampling.evaluations=2",)
+    for name, overrides in (("same", few), ("varied", (*few, "vary_masks.bend=0.2"))):
+        model = str(finished / "denoiser" / "model")
+        question = Question(model=model, out=tmp_path / name, count=1, masks=folder, overrides=overrides)
+        answer(question, dry_run=False, progress=Silent(), say=said.append)
+    (same,), (varied,) = (masks_of(tmp_path / name / "manifest.csv") for name in ("same", "varied"))
+    assert np.array_equal(same, drawn)
+    assert not np.array_equal(varied, drawn) and varied.sum() == drawn.sum()
+    assert len(said) == 1 and "as they are" in said[0]
+    assert "unchanged" in (tmp_path / "same" / "README.md").read_text()
+    assert "turned and bent" in (tmp_path / "varied" / "README.md").read_text()
+
+
+def test_each_scan_has_a_variation_of_its_own_and_the_same_each_time() -> None:
+    masks = [MaskSource(Path("a.nii.gz"), {})]
+    once, again = (draw_requests(Generate(), DECLARATION, PROFILE, masks, count=2, seed=1) for _ in range(2))
+    variations = [request.variation for request in once]
+    assert all(variation is not None for variation in variations)
+    assert not np.array_equal(variations[0].rotation, variations[1].rotation)  # type: ignore[union-attr]
+    for request, other in zip(once, again, strict=True):
+        assert np.array_equal(request.variation.phases, other.variation.phases)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("masks", [[], [MaskSource(Path("a.nii.gz"), {})]])
+def test_without_a_mask_or_a_wish_nothing_is_varied(masks: list[MaskSource]) -> None:
+    still = Generate.model_validate({"vary_masks": {"rotate_degrees": 0, "bend": 0}})
+    settings = still if masks else Generate()
+    (request,) = draw_requests(settings, DECLARATION, PROFILE, masks, count=1, seed=1)
+    assert request.variation is None
