@@ -103,3 +103,15 @@ def test_the_table_puts_real_against_real_beside_each_figure() -> None:
     assert len({line.count("|") for line in lines}) == 1
     assert "4 [3, 5] / 0.5" in lines[-1]
     assert "0.8 [-0.2, 1.8] / 0.9" in lines[-1]
+
+
+def test_the_table_shows_the_space_that_looks_worst_for_copies() -> None:
+    def space(closer: float, membership: float) -> dict[str, Any]:
+        found = {"closer": closer, "membership": membership}
+        return {"nominal": 0.05, **{name: {"value": v, "low": v / 2, "high": v * 1.5} for name, v in found.items()}}
+
+    judged = {**cell("medsynth", 4.0), "privacy": [space(0.02, 0.6), space(0.1, 0.5)]}
+    before, now = (table([one]).splitlines() for one in (cell("medsynth", 4.0), judged))
+    assert before[0] == now[0]
+    assert "0.1 [0.05, 0.15] / 0.05 | 0.6 [0.3, 0.9]" in now[-1]
+    assert "| - | - | - |" in before[-1]  # not judged so, and no mask

@@ -42,8 +42,8 @@ class Variation:
 
     def displacements(self, places: Floats) -> Floats:
         """[N, 3] at `places` [N, 3]: a Gaussian field by random Fourier features (Rahimi 2007, algorithm 1)."""
-        waves = np.cos(places @ self.waves.T + self.phases)
-        return self.bend * math.sqrt(2 / len(self.waves)) * waves @ self.amplitudes
+        angles = places.astype(np.float32) @ self.waves.T.astype(np.float32) + self.phases.astype(np.float32)
+        return np.asarray(self.bend * math.sqrt(2 / len(self.waves)) * np.cos(angles) @ self.amplitudes)
 
 
 def draw_variation(generator: np.random.Generator, rotate_degrees: float, bend: float) -> Variation:
