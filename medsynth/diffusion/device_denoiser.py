@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -51,6 +52,11 @@ class DeviceDenoiser(Denoiser):
                 self.forget()
         return self._at_once(x, angle, conditions)
 
+    @property
+    def records(self) -> bool:
+        """Whether calls are recorded, or would be."""
+        return self._recorder is not None
+
     def forget(self) -> bool:
         """Record nothing any more, and give back what recordings hold. Returns whether there was anything to forget."""
         had, self._recorder = self._recorder is not None, None
@@ -63,3 +69,38 @@ class DeviceDenoiser(Denoiser):
         # Entered anew in each call: weights that autocast has rounded before a recording would not be part of it.
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             return super().clean(x, angle, conditions)
+
+
+class Series:
+    """The denoiser of one series of calls after another, made by `make` for each; within `kept` they share one.
+
+    Recording takes three calls' time, which a series of one volume hardly wins back.
+    """
+
+    def __init__(self, make: Callable[[], DeviceDenoiser]) -> None:
+        self._make = make
+        self._shared: DeviceDenoiser | None = None
+        self._keeping = False
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Weights must stay where they are meanwhile."""
+        self._keeping = True
+        try:
+            yield
+        finally:
+            self._keeping = False
+            if self._shared is not None:
+                self._shared.forget()
+            self._shared = None
+
+    @contextmanager
+    def next(self) -> Iterator[DeviceDenoiser]:
+        """For one series. A shared one that had to forget its recordings is made anew."""
+        if not self._keeping:
+            with self._make() as denoiser:
+                yield denoiser
+            return
+        if self._shared is None or not self._shared.records:
+            self._shared = self._make()
+        yield self._shared

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 
+from medsynth.diffusion.geometry import grids_of
 from medsynth.digests import file_sha256
 from medsynth.errors import ModelFolderError
 
@@ -100,6 +101,21 @@ def verify_model(folder: Path | str) -> None:
     known = {name: [["medsynth", kind] for kind in kinds] for name, kinds in COMPONENTS.items()}
     if named.keys() != known.keys() or any(value not in known[name] for name, value in named.items()):
         raise ModelFolderError(f"model_index.json names other components than {', '.join(COMPONENTS)}; {_AGAIN}")
+
+
+def check_parts(autoencoder: Any, denoiser: Any, conditions: Mapping[str, Any], geometry: Mapping[str, Any]) -> None:
+    """Raise ModelFolderError where the networks' configurations, the conditions and the geometry do not belong together."""
+    pairs = {
+        "latent channels": (autoencoder.latent_channels, denoiser.latent_channels),
+        "downsampling": (autoencoder.downsampling, denoiser.downsampling),
+        "conditions": (conditions, dict(denoiser.conditions or {})),
+    }
+    for what, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise ModelFolderError(f"the model's parts disagree about its {what}; copy the whole folder again")
+    for grid in grids_of(geometry):
+        if any(size % autoencoder.downsampling for size in grid.box):
+            raise ModelFolderError(f"the model's box {list(grid.box)} is no multiple of {autoencoder.downsampling}")
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,10 @@ from medsynth.config.grid import Grid
 from medsynth.config.training import TILE_VOXELS, Precision
 from medsynth.diffusion.angle import from_flow_time
 from medsynth.diffusion.batch_size import MOST_BY_TRIAL, BatchSize, BatchSizes, unless_out_of_memory
-from medsynth.diffusion.device_denoiser import DeviceDenoiser
-from medsynth.diffusion.geometry import centred_affine, grids_of, naming
+from medsynth.diffusion.device_denoiser import DeviceDenoiser, Series
+from medsynth.diffusion.geometry import centred_affine, naming
 from medsynth.diffusion.guidance import Guidance, Scales, guided
-from medsynth.diffusion.model_folder import PARTS, read_json, save_model, verify_model
+from medsynth.diffusion.model_folder import PARTS, check_parts, read_json, save_model, verify_model
 from medsynth.diffusion.objective import Objective
 from medsynth.diffusion.order import Order, take_order
 from medsynth.diffusion.samplers import evaluations_used, sample
@@ -113,7 +114,10 @@ class LatentVolumePipeline(DiffusionPipeline):
         self.precision: Precision = "auto"
         self.provenance: dict[str, Any] = {}
         self._sizes = BatchSizes()
-        self._check_parts()
+        check_parts(autoencoder.config, denoiser.config, conditions, geometry)
+        IntensityRule.from_json(intensity)
+        Objective(objective)
+        self._series = Series(lambda: self._on_device())
         self._denoiser = self._on_device()
 
     @property
@@ -205,6 +209,10 @@ class LatentVolumePipeline(DiffusionPipeline):
         used = evaluations_used(sampler, evaluations)
         return self._volumes(order, _Way(sampler, evaluations, used, steering), size, progress or Silent())
 
+    def keeping(self) -> AbstractContextManager[None]:
+        """Within this context calls of `stream` share what was recorded on a GPU; the networks must stay where they are."""
+        return self._series.kept()
+
     def batch_size_for(self, wanted: BatchSize, volumes: int, *, grid: Grid, guidance: Guidance, masked: bool) -> int:
         """How many of `volumes` on `grid` are computed at once.
 
@@ -249,7 +257,7 @@ class LatentVolumePipeline(DiffusionPipeline):
     @torch.no_grad()
     def _volumes(self, order: Order, way: _Way, size: int, progress: Progress) -> Iterator[Volume]:
         kind, total, start = self._kind(order.grid, way.guidance, order.masks is not None), len(order.rows), 0
-        with progress.task("generating", total * way.used) as advance, self._on_device() as self._denoiser:
+        with progress.task("generating", total * way.used) as advance, self._series.next() as self._denoiser:
             while start < total:
                 chosen = [min(start + i, total - 1) for i in range(size)]
                 kept, calls = min(size, total - start), itertools.count()
@@ -330,19 +338,3 @@ class LatentVolumePipeline(DiffusionPipeline):
     def _latent_shape(self, grid: Grid) -> tuple[int, ...]:
         sizes = (size // self.autoencoder.config.downsampling for size in grid.box)
         return (int(self.denoiser.config.latent_channels), *sizes)
-
-    def _check_parts(self) -> None:
-        autoencoder, denoiser = self.autoencoder.config, self.denoiser.config
-        pairs = {
-            "latent channels": (autoencoder.latent_channels, denoiser.latent_channels),
-            "downsampling": (autoencoder.downsampling, denoiser.downsampling),
-            "conditions": (self.condition_declaration, dict(denoiser.conditions or {})),
-        }
-        for what, (ours, theirs) in pairs.items():
-            if ours != theirs:
-                raise ModelFolderError(f"the model's parts disagree about its {what}; copy the whole folder again")
-        for grid in grids_of(self.geometry):
-            if any(size % autoencoder.downsampling for size in grid.box):
-                raise ModelFolderError(f"the model's box {list(grid.box)} is no multiple of {autoencoder.downsampling}")
-        IntensityRule.from_json(self.intensity)
-        Objective(self.objective)

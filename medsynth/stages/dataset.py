@@ -104,23 +104,27 @@ def generate_all(
     guidance = Guidance(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
     counts = Counter(alike(request) for request in in_all)
     ordered = sorted(requests, key=lambda request: alike(request)[0])
-    for kind, group in itertools.groupby(ordered, alike):
-        left = list(group)
-        grid, has_mask = grid_of(pipeline.geometry, left[0].conditions), kind[1]
-        while left:
-            size = pipeline.batch_size_for(batch_size, counts[kind], grid=grid, guidance=guidance, masked=has_mask)
-            batch, left = left[:size], left[size:]
-            masks = [mask for request in batch if (mask := _load_mask(pipeline, request)) is not None]
-            volumes = pipeline.stream(
-                [{name: request.conditions.get(name) for name in pipeline.condition_declaration} for request in batch],
-                masks=torch.stack([torch.as_tensor(np.asarray(mask)) for mask in masks]) if masks else None,
-                seeds=[request.seed for request in batch],
-                batch_size=size,
-                progress=progress,
-                **sampling.model_dump(),
-            )
-            for request, volume in zip(batch, volumes, strict=True):
-                yield request, volume.scan, volume.mask
+    with pipeline.keeping():
+        for kind, group in itertools.groupby(ordered, alike):
+            left = list(group)
+            grid, has_mask = grid_of(pipeline.geometry, left[0].conditions), kind[1]
+            while left:
+                size = pipeline.batch_size_for(batch_size, counts[kind], grid=grid, guidance=guidance, masked=has_mask)
+                batch, left = left[:size], left[size:]
+                masks = [mask for request in batch if (mask := _load_mask(pipeline, request)) is not None]
+                volumes = pipeline.stream(
+                    [
+                        {name: request.conditions.get(name) for name in pipeline.condition_declaration}
+                        for request in batch
+                    ],
+                    masks=torch.stack([torch.as_tensor(np.asarray(mask)) for mask in masks]) if masks else None,
+                    seeds=[request.seed for request in batch],
+                    batch_size=size,
+                    progress=progress,
+                    **sampling.model_dump(),
+                )
+                for request, volume in zip(batch, volumes, strict=True):
+                    yield request, volume.scan, volume.mask
 
 
 def _write(

@@ -101,6 +101,34 @@ def test_nothing_is_held_once_all_volumes_are_there(pipeline, recording, monkeyp
     assert recording._recorder is None
 
 
+def test_calls_that_are_kept_together_share_their_recordings(pipeline, monkeypatch):
+    monkeypatch.setattr(device_denoiser, "Recorder", Overwriting)
+    made = []
+
+    def make(self):
+        denoiser = DeviceDenoiser(self.denoiser, Objective(self.objective), "fp32", torch.device("cpu"))
+        denoiser._recorder = Overwriting(denoiser._named, 0)
+        made.append(denoiser)
+        return denoiser
+
+    def draw(seed):
+        return pipeline(seeds=[seed], sampler="flow_euler", evaluations=2).latents
+
+    alone = [draw(seed) for seed in (1, 2)]
+    monkeypatch.setattr(type(pipeline), "_on_device", make)
+    with pipeline.keeping():
+        together = [draw(seed) for seed in (1, 2)]
+        assert len(made) == 1 and made[0].records
+        made[0].forget()  # as where memory runs out
+        draw(3)
+        assert len(made) == 2 and made[1].records
+    assert not made[1].records, "given back in the end"
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    for seed in (1, 2):
+        draw(seed)
+    assert len(made) == 4 and not any(denoiser.records for denoiser in made)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way["sampler"])
 def test_volumes_from_recordings_are_those_of_plain_calls(pipeline, way, monkeypatch):
