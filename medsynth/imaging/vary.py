@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, map_coordinates
+from scipy.spatial.transform import Rotation
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.uint8]
@@ -48,24 +49,13 @@ class Variation:
 
 def draw_variation(generator: np.random.Generator, rotate_degrees: float, bend: float) -> Variation:
     """`rotate_degrees`: standard deviation of the angle about each axis.  `bend`: that of displacements."""
-    angles = np.deg2rad(rotate_degrees) * generator.standard_normal(3)
     return Variation(
-        rotation=_rotation(angles),
+        rotation=Rotation.from_rotvec(np.deg2rad(rotate_degrees) * generator.standard_normal(3)).as_matrix(),
         bend=bend,
         waves=generator.standard_normal((WAVES, 3)) / LENGTH,
         phases=generator.uniform(0, 2 * np.pi, WAVES),
         amplitudes=generator.standard_normal((WAVES, 3)),
     )
-
-
-def _rotation(angles: Floats) -> Floats:
-    """Exponential of the antisymmetric matrix of a rotation vector in radians (Rodrigues)."""
-    angle = float(np.linalg.norm(angles))
-    if angle == 0:
-        return np.eye(3)
-    x, y, z = angles / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.asarray(np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross)
 
 
 def varied(mask: Labels, spacing_mm: tuple[float, ...], variation: Variation) -> Labels:

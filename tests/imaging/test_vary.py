@@ -118,6 +118,12 @@ def test_a_mask_cut_by_the_box_stays_cut_there() -> None:
         assert (found[0] > 0).sum() > 0.6 * (mask[0] > 0).sum()
 
 
+def test_a_mask_that_fills_the_box_fills_it() -> None:
+    full = np.ones((8, 9, 10), np.uint8)
+    full[4:] = 2
+    assert (varied(full, SPACING, drawn(10, 0.15)) > 0).all()
+
+
 def test_displacements_are_a_gaussian_field_of_the_stated_spread_and_length() -> None:
     places = np.array([[0.0, 0, 0], [LENGTH, 0, 0], [0, 2 * LENGTH, 0]])
     fields = np.stack([drawn(0, 0.2, n).displacements(places) for n in range(4000)])  # [draws, 3 places, 3]
