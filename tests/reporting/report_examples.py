@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ def example_evidence(outcome: Any = "inconclusive") -> Evidence:
             Metric("ms_ssim", "like real", around(0.61, 0.03), around(0.55, 0.03)),
             (Rung("noise", "radiomics", "frechet", 0.4, 2.2, True), Rung("blur", "radiomics", "kid", 0.4, 0.39, False)),
         ),
-        privacy=Privacy(67, 29, 64, audits, pairs),
+        privacy=Privacy(67, 29, 64, audits, pairs, replace(audits[0], space="masks", closer=Estimate(0.23, 0.14, 0.35))),
         condition=Condition(("benign", "malignant"), scores, scores, MaskOverlap(around(0.9, 0.02), around(0.85, 0.03), 200), {}),
         benefit=Benefit(
             ("benign", "malignant"), 300, 3, 0.02, 15, 15, primary, arms, differences,

@@ -148,6 +148,8 @@ def test_every_figure_of_the_evidence_is_on_the_page(source):
     for pair in evidence.privacy.closest:
         assert pair.synthetic_case in text
         assert pair.training_case in text
+    assert "no gate looks at" in text
+    assert words.percent(0.23) in text
     for gate in example_facts()["gates"]:
         assert gate["sentence"] in text
     assert "ab" * 32 in text
@@ -212,6 +214,19 @@ def test_privacy_in_words_takes_the_worst_space():
     assert told.startswith("More synthetic scans lie close")
     assert "40 %" in told
     assert "voxels" in told
+
+
+def test_masks_are_judged_in_words_of_their_own():
+    privacy = example_evidence().privacy
+    assert privacy and privacy.masks
+    told = words.about_privacy(privacy)
+    assert "masks that the scans were asked for with lie closer" in told
+    assert "23 %" in told
+    fresh = dataclasses.replace(privacy.masks, closer=around(0.04, 0.03))
+    assert "masks that the scans were asked for with lie no closer" in words.about_privacy(
+        dataclasses.replace(privacy, masks=fresh)
+    )
+    assert "masks" not in words.about_privacy(dataclasses.replace(privacy, masks=None))
 
 
 def test_a_forest_plot_puts_estimates_where_their_values_are():
