@@ -57,8 +57,9 @@ def p_value(value: float) -> str:
 
 
 def about_privacy(privacy: Privacy) -> str:
-    """The space that looks worst decides."""
+    """Of each figure the space that looks worst decides."""
     worst = max(privacy.spaces, key=lambda space: space.closer.value)
+    told = max(privacy.spaces, key=lambda space: space.membership.value)
     expected = percent(worst.nominal)
     if worst.closer.low > worst.nominal:
         lead = "More synthetic scans lie close to a training scan than fresh real scans would"
@@ -66,9 +67,13 @@ def about_privacy(privacy: Privacy) -> str:
         lead = "Synthetic scans lie no closer to the training scans than fresh real scans do, as far as can be told"
     return (
         f"{lead}: {percent(worst.closer.value)} below the threshold ({worst.space}), where {expected} are expected. "
-        f"Telling training scans from others by the synthetic ones succeeds with an AUC of "
-        f"{estimate(worst.membership)}; 0.5 is guessing.{_about_masks(privacy.masks)}"
+        f"Training scans are told from others by the synthetic ones with an AUC of {estimate(told.membership)} "
+        f"({told.space}), {_beside_guessing(told.membership)}.{_about_masks(privacy.masks)}"
     )
+
+
+def _beside_guessing(membership: Estimate) -> str:
+    return "better than guessing (0.5)" if membership.low > 0.5 else "which cannot be told from guessing (0.5)"
 
 
 def _about_masks(masks: NeighbourAudit | None) -> str:
@@ -80,7 +85,8 @@ def _about_masks(masks: NeighbourAudit | None) -> str:
         lead = "The masks that the scans were asked for with lie no closer to training patients' than fresh masks do"
     return (
         f" {lead}: {percent(masks.closer.value)} below the threshold, where {percent(masks.nominal)} are expected. Training "
-        f"patients' masks are told from others by them with an AUC of {estimate(masks.membership)}."
+        f"patients' masks are told from others by them with an AUC of {estimate(masks.membership)}, "
+        f"{_beside_guessing(masks.membership)}."
     )
 
 

@@ -210,7 +210,12 @@ def test_privacy_in_words_takes_the_worst_space():
     assert evidence.privacy
     audit = evidence.privacy.spaces[0]
     worse = dataclasses.replace(audit, space="voxels", closer=around(0.4, 0.1))
+    known = dataclasses.replace(audit, space="textures", membership=around(0.7, 0.1))
     told = words.about_privacy(dataclasses.replace(evidence.privacy, spaces=(audit, worse)))
+    assert "cannot be told from guessing" in told
+    assert "(textures)" not in told
+    told = words.about_privacy(dataclasses.replace(evidence.privacy, spaces=(audit, known, worse)))
+    assert f"{words.estimate(around(0.7, 0.1))} (textures), better than guessing" in told
     assert told.startswith("More synthetic scans lie close")
     assert "40 %" in told
     assert "voxels" in told
