@@ -69,8 +69,7 @@ class Judge:
         ]
 
     def _privacy(self, features: Features, synthetic: LabelledVolumes) -> list[dict[str, Any]]:
-        views = {space: privacy.View.of_features(sets) for space, sets in features.items()}
-        views[privacy.CORRELATION] = privacy.View.of_volumes({**self._real, "synthetic": synthetic})
+        views = privacy.views_of(features, {**self._real, "synthetic": synthetic})
         patients = self.train.patients + self.held_out.patients
         found = []
         for space, view in views.items():

@@ -80,27 +80,25 @@ class Series:
     def __init__(self, make: Callable[[], DeviceDenoiser]) -> None:
         self._make = make
         self._shared: DeviceDenoiser | None = None
-        self._keeping = False
+        """Only within `kept`."""
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Weights must stay where they are meanwhile."""
-        self._keeping = True
+        self._shared = self._make()
         try:
             yield
         finally:
-            self._keeping = False
-            if self._shared is not None:
-                self._shared.forget()
+            self._shared.forget()
             self._shared = None
 
     @contextmanager
     def next(self) -> Iterator[DeviceDenoiser]:
         """For one series. A shared one that had to forget its recordings is made anew."""
-        if not self._keeping:
+        if self._shared is None:
             with self._make() as denoiser:
                 yield denoiser
             return
-        if self._shared is None or not self._shared.records:
+        if not self._shared.records:
             self._shared = self._make()
         yield self._shared

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medsynth.config.evidence import Evaluate
 from medsynth.evaluation import benefit, condition, degradation, fidelity, privacy
 from medsynth.evaluation.classifiers import fit_classifier
-from medsynth.evaluation.evidence import Benefit, Condition, Evidence, Fidelity, NeighbourAudit, Privacy
+from medsynth.evaluation.evidence import Benefit, Condition, Evidence, Fidelity, Privacy
 from medsynth.evaluation.features import extract
 from medsynth.evaluation.statistics import Resampling
 from medsynth.evaluation.volumes import LabelledVolumes, join
@@ -161,25 +161,23 @@ class _Audit:
     def privacy(self, features: Features, planted: LabelledVolumes) -> Privacy:
         seed = derive(self.seed, "privacy")
         sets = {"train": self.train, "held out": self.held_out, "synthetic": self.synthetic, "planted": planted}
-        views = {space: privacy.View.of_features(raw) for space, raw in features.items()}
-        views[privacy.CORRELATION] = privacy.View.of_volumes(sets)
-        outlines = privacy.View.of_masks(sets)
+        views = privacy.views_of(features, sets)
+        if (outlines := privacy.View.of_masks(sets)) is not None:
+            views[privacy.MASKS] = outlines
         patients = self.train.patients + self.held_out.patients
-        with self.progress.task("Nearest neighbours", len(views) + (outlines is not None)) as advance:
-
-            def audit(space: str, view: privacy.View) -> tuple[NeighbourAudit, privacy.Neighbours]:
-                audited = privacy.audit_space(space, view, patients, self.resampling, seed=derive(seed, space))
+        found = {}
+        with self.progress.task("Nearest neighbours", len(views)) as advance:
+            for space, view in views.items():
+                found[space] = privacy.audit_space(space, view, patients, self.resampling, seed=derive(seed, space))
                 advance(1)
-                return audited
-
-            found = [audit(space, view) for space, view in views.items()]
-            masks = None if outlines is None else audit(privacy.MASKS, outlines)[0]
+        masks, _ = found.pop(privacy.MASKS, (None, None))
+        scans = list(found.values())
         return Privacy(
             training=len(self.train),
             held_out=len(self.held_out),
             synthetic=len(self.synthetic),
-            spaces=tuple(audit for audit, _ in found),
-            closest=privacy.closest_pairs(found, self.synthetic, self.train, self.settings.closest_pairs),
+            spaces=tuple(audit for audit, _ in scans),
+            closest=privacy.closest_pairs(scans, self.synthetic, self.train, self.settings.closest_pairs),
             masks=masks,
         )
 

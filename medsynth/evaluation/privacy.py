@@ -129,6 +129,12 @@ class View:
         return cls(*real, vectors["synthetic"], vectors["planted"], *real, vectors["synthetic"])
 
 
+def views_of(features: dict[str, dict[str, Floats]], sets: dict[str, LabelledVolumes]) -> dict[str, View]:
+    """By space, those of the scans of "train", "held out", "synthetic" and "planted"; `features`: raw, per space and set."""
+    views = {space: View.of_features(raw) for space, raw in features.items()}
+    return {**views, CORRELATION: View.of_volumes(sets)}
+
+
 def calibrate(held_out: Floats) -> tuple[float, float]:
     """Threshold from held-out values, and the share of fresh real scans expected strictly below it.
 

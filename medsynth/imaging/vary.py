@@ -38,7 +38,7 @@ class Variation:
     """[K, 3]."""
 
     def sources(self, places: Floats) -> Floats:
-        """Where what comes to `places` [N, 3] was: about the mask's centre, before the field's mean over it is taken off."""
+        """Where what comes to `places` [N, 3] was: about the mask's centre, before the mask's drift is taken off."""
         return places @ self.rotation.T + self.displacements(places)
 
     def displacements(self, places: Floats) -> Floats:
@@ -72,19 +72,21 @@ def varied(mask: Labels, spacing_mm: tuple[float, ...], variation: Variation) ->
     radius = float((3 * len(inside) * spacing.prod() / (4 * math.pi)) ** (1 / 3))
     centre = inside.mean(0)
     own = (inside - centre) * spacing / radius
-    mean = variation.displacements(own).mean(0)
-    moved = np.linalg.norm(variation.sources(own) - mean - own, axis=1).max()
-    farthest = (SLACK * moved * radius + 2 * np.linalg.norm(spacing)) / spacing
-    low = np.maximum(0, inside.min(0) - np.ceil(farthest)).astype(int)
-    high = np.minimum(mask.shape, inside.max(0) + np.ceil(farthest) + 1).astype(int)
+    sources = variation.sources(own)
+    drift = sources.mean(0)
+    moved = np.linalg.norm(sources - drift - own, axis=1).max()
+    farthest_mm = SLACK * moved * radius + 2 * np.linalg.norm(spacing)
+    margin = np.ceil(farthest_mm / spacing)
+    low = np.maximum(0, inside.min(0) - margin).astype(int)
+    high = np.minimum(mask.shape, inside.max(0) + margin + 1).astype(int)
     region = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     depth, nearest = _depth_and_nearest(mask[region], spacing)
-    candidates = np.flatnonzero(depth > -farthest[0] * spacing[0])
+    candidates = np.flatnonzero(depth > -farthest_mm)
     found_depth, label = np.empty(len(candidates), np.float32), np.empty(len(candidates), mask.dtype)
     for start in range(0, len(candidates), SLAB_VOXELS):
         chosen = slice(start, start + SLAB_VOXELS)
         voxels = np.stack(np.unravel_index(candidates[chosen], depth.shape), 1)
-        sources = variation.sources((voxels + low - centre) * spacing / radius) - mean
+        sources = variation.sources((voxels + low - centre) * spacing / radius) - drift
         sources = (sources * radius / spacing + centre - low).T
         found_depth[chosen] = map_coordinates(depth, sources, order=1, mode="nearest")
         label[chosen] = map_coordinates(nearest, sources, order=0, mode="nearest")

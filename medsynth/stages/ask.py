@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medsynth.config.explain import nearest
-from medsynth.config.generate import Generate, Sampling, ScanFormat
+from medsynth.config.generate import Generate, Sampling, ScanFormat, VaryMasks
 from medsynth.config.grid import named_grid
 from medsynth.config.load import validated
 from medsynth.diffusion.batch_size import BatchSize
@@ -69,9 +69,11 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         if not masks and any(entry["kind"] == "mask" for entry in declaration.values()):
             say("no masks given: the scans are generated without their mask condition; --masks FOLDER gives them one")
         if masks and not settings.vary_masks.any:
+            usual = VaryMasks()
             say(
                 "masks are asked for, and written beside the scans, as they are; where they are patients' outlines, "
-                "--set vary_masks.rotate_degrees=10 --set vary_masks.bend=0.15 turns and bends them"
+                f"--set vary_masks.rotate_degrees={usual.rotate_degrees:g} --set vary_masks.bend={usual.bend:g} "
+                "turns and bends them"
             )
         requests = draw_requests(
             settings, declaration, provenance["profile"], masks, count=settings.count, seed=question.seed or 0

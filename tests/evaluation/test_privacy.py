@@ -24,8 +24,7 @@ def _audit(train: LabelledVolumes, held_out: LabelledVolumes, synthetic: Labelle
     planted = degradation.planted_copies(train, 20, 0)
     sets = {"train": train, "held out": held_out, "synthetic": synthetic, "planted": planted}
     raw = extract(sets, torch.device("cpu"), _quiet, with_lesions=False)
-    views = {space: privacy.View.of_features(of) for space, of in raw.items()}
-    views[privacy.CORRELATION] = privacy.View.of_volumes(sets)
+    views = privacy.views_of(raw, sets)
     patients = train.patients + held_out.patients
     return [privacy.audit_space(space, view, patients, RESAMPLING, seed=0) for space, view in views.items()]
 
