@@ -15,6 +15,10 @@ TILE_VOXELS = 192**3
 """Voxels of a tile unless told otherwise: about 1 GB of activations in an autoencoder of width 64."""
 
 
+NEUTRAL = frozenset({"log_every", "checkpoint_minutes", "compile", "replay"})
+"""Settings of a training loop that do not touch the weights: a checkpoint may differ in them, and a finished stage too."""
+
+
 class Training(Settings):
     """One training loop."""
 

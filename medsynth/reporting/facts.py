@@ -72,10 +72,23 @@ class Facts:
         return yaml.safe_dump(known, sort_keys=False, allow_unicode=True) if known else ""
 
     @property
-    def warnings(self) -> list[str] | None:
-        """Warnings that stood at the last look at a training run; None where none looked."""
-        looks = [line for records in self.history.values() for line in records if "warnings" in line]
-        return list(looks[-1]["warnings"]) if looks else None
+    def warnings(self) -> list[str]:
+        """Warnings that stood at the end of training, stage by stage."""
+        ends = [records[-1] for records in self.history.values() if records]
+        return [warning for end in ends for warning in end.get("warnings", [])]
+
+    @property
+    def unanswered(self) -> list[str] | None:
+        """What the looks at samples during training could not tell with so few patients; None where there were none."""
+        looks = [line for records in self.history.values() for line in records if line.get("watch")]
+        return list(looks[-1].get("unanswered", [])) if looks else None
+
+    @property
+    def kept(self) -> list[tuple[str, int]]:
+        """Stage and step of the weights that were kept."""
+        return [
+            (stage, line["step"]) for stage, records in self.history.items() for line in records if line.get("kept")
+        ]
 
     def losses(self) -> list[tuple[str, dict[str, Line]]]:
         """Title -> lines (optimiser step, value), one chart each: what is minimised, its terms, further figures."""

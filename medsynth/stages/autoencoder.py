@@ -11,7 +11,6 @@ import torch
 from medsynth.cohort.grids import common_grid
 from medsynth.cohort.volumes import load_volume, onto
 from medsynth.config.autoencoder import KLNetwork, MaisiNetwork
-from medsynth.config.base import plain
 from medsynth.config.cohort import HuWindow, Intensity
 from medsynth.config.pipeline import MAISI_HU, Pipeline
 from medsynth.digests import file_sha256
@@ -24,15 +23,16 @@ from medsynth.stages.files import stamp
 from medsynth.stages.training import (
     CHECKPOINTS,
     WEIGHTS,
+    deciding,
     follow,
-    last_validation,
+    kept_validation,
     load_split,
     network_size,
     pick_device,
     prepared,
     reproducible,
 )
-from medsynth.training.autoencoder import train_autoencoder
+from medsynth.training.autoencoder import selected_by, train_autoencoder
 from medsynth.training.checkpoint import discard_checkpoints
 
 SHOWN = 4
@@ -48,7 +48,7 @@ def run(context: Context, folder: Path) -> StageResult:
     records = train_autoencoder(
         network, train, validation, settings, folder=folder / CHECKPOINTS, seed=pipeline.seed, device=device
     )
-    history = follow(context, "training the autoencoder", settings.training, records, folder)
+    history = follow(context, "training the autoencoder", settings.training, records, folder, selected_by(settings))
     network.eval()
     network.save_pretrained(folder / "model", safe_serialization=True)
     _save_reconstructions(context, network, device, folder)
@@ -58,7 +58,7 @@ def run(context: Context, folder: Path) -> StageResult:
     if isinstance(settings.network, MaisiNetwork):
         given["given_weights"] = f"sha256:{file_sha256(Path(settings.network.weights))}"
     size = network_size(network)
-    return StageResult({"parameters": size, "weights": weights, **given, **last_validation(history)})
+    return StageResult({"parameters": size, "weights": weights, **given, **kept_validation(history)})
 
 
 def new_autoencoder(pipeline: Pipeline) -> VolumeAutoencoder:
@@ -87,8 +87,8 @@ def _maisi_range(intensity: Intensity) -> tuple[float, float]:
 
 
 def _settings(pipeline: Pipeline) -> dict[str, Any]:
-    """All but where given weights lie; what they are is a source."""
-    settings = plain(pipeline.autoencoder)
+    """What decides the weights. Where given ones lie does not; what they are is a source."""
+    settings = deciding(pipeline.autoencoder)
     settings["network"].pop("weights", None)
     return settings
 

@@ -31,6 +31,7 @@ from medsynth.stages.base import Context, Stage, StageResult
 from medsynth.stages.files import read_json
 from medsynth.stages.training import (
     CHECKPOINTS,
+    deciding,
     follow,
     kept_validation,
     load_autoencoder,
@@ -42,7 +43,7 @@ from medsynth.stages.training import (
     waiting_share,
 )
 from medsynth.training.checkpoint import discard_checkpoints
-from medsynth.training.denoiser import train_denoiser
+from medsynth.training.denoiser import selected_by, train_denoiser
 from medsynth.training.latents import LatentStatistics, open_stores
 from medsynth.training.watch import Eyes
 
@@ -73,12 +74,17 @@ def run(context: Context, folder: Path) -> StageResult:
         device=device,
         eyes=_eyes(load_autoencoder(context), statistics, pipeline.compute.tile_voxels, device),
     )
-    history = follow(context, "training the denoiser", settings.training, records, folder)
+    history = follow(context, "training the denoiser", settings.training, records, folder, selected_by(settings))
     shutil.rmtree(folder / "model", ignore_errors=True)
     save_model(_assemble(context, network, declaration, statistics), folder / "model", provenance(context))
     discard_checkpoints(folder / CHECKPOINTS)
-    kept = kept_validation(history, "loss" if settings.keep == "best" else None)
-    return StageResult({"parameters": network_size(network), "waiting": waiting_share(history), **kept})
+    if settings.watch.every and not any("watch" in line for line in history):
+        context.say(
+            "no samples were looked at during training: that takes two validation patients on a grid with training scans"
+        )
+    return StageResult(
+        {"parameters": network_size(network), "waiting": waiting_share(history), **kept_validation(history)}
+    )
 
 
 def _eyes(autoencoder: VolumeAutoencoder, statistics: LatentStatistics, tile_voxels: int, device: torch.device) -> Eyes:
@@ -193,7 +199,7 @@ def provenance(context: Context) -> dict[str, Any]:
 STAGE = Stage(
     name="denoiser",
     needs=("prepare", "autoencoder", "encode"),
-    settings=lambda pipeline: [plain(pipeline.denoiser), declare(pipeline.conditions)],
+    settings=lambda pipeline: [deciding(pipeline.denoiser), declare(pipeline.conditions)],
     run=run,
     revision=2,
 )

@@ -12,9 +12,11 @@ import torch
 from medsynth.cohort.grids import common_grid, with_grids
 from medsynth.cohort.manifest import Manifest
 from medsynth.cohort.volumes import VolumeSet, load_by_grid, load_volumes
+from medsynth.config.autoencoder import Autoencoder as AutoencoderSettings
+from medsynth.config.denoiser import Denoiser as DenoiserSettings
 from medsynth.config.grid import Grid, find_grid
 from medsynth.config.pipeline import Pipeline
-from medsynth.config.training import Training
+from medsynth.config.training import NEUTRAL, Training
 from medsynth.digests import file_sha256
 from medsynth.errors import CohortError, UnreadableError, UsageError
 from medsynth.imaging.intensity import IntensityRule
@@ -23,12 +25,19 @@ from medsynth.models.maisi import MaisiAutoencoder
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.stages.base import Context
 from medsynth.stages.files import read_json, write_json
-from medsynth.training.alarms import alarms
+from medsynth.training.alarms import alarms, unanswered
 from medsynth.training.records import Record
 
 AUTOENCODERS: Mapping[str, type[VolumeAutoencoder]] = {"kl": KLAutoencoder, "maisi": MaisiAutoencoder}
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def deciding(settings: AutoencoderSettings | DenoiserSettings) -> dict[str, Any]:
+    """What of a training stage's settings decides the weights, as JSON: the rest may change, and the stage goes on, or stays
+    done.
+    """
+    return settings.model_dump(mode="json", exclude={"latents": True, "watch": True, "training": set(NEUTRAL)})
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -96,11 +105,17 @@ def load_autoencoder(context: Context) -> VolumeAutoencoder:
 
 
 def follow(
-    context: Context, label: str, settings: Training, records: Iterator[Record], folder: Path
+    context: Context,
+    label: str,
+    settings: Training,
+    records: Iterator[Record],
+    folder: Path,
+    selected_by: str | None,
 ) -> list[dict[str, Any]]:
     """Run a training loop to its end: progress bar, tracker, `history.json`. Returns the history.
 
-    A loop that was interrupted tells its earlier records again, so the history is whole.
+    A loop that was interrupted tells its earlier records again, so the history is whole. The line of the weights that the
+    loop keeps is marked: the first whose validation figure `selected_by` is the lowest, or the newest.
     """
     history: list[dict[str, Any]] = []
     told: list[Record] = []
@@ -111,14 +126,20 @@ def follow(
             advance(record.step - before)
             before = record.step
             told.append(record)
-            if record.watch:
-                before_look, standing = standing, alarms(told)
-                for kind in standing.keys() - before_look.keys():
-                    context.say(f"warning: {standing[kind]}")
-                    context.workspace.event("warning", about=kind, told=standing[kind])
-            history.append({**_line(record), **({"warnings": list(standing.values())} if record.watch else {})})
+            earlier, standing = standing, alarms(told)
+            for kind in standing.keys() - earlier.keys():
+                context.say(f"warning: {standing[kind]}")
+                context.workspace.event("warning", about=kind, told=standing[kind])
+            if record.watch and not any(line.get("watch") for line in history):
+                for question in unanswered(record):
+                    context.say(f"{question} cannot be told during training: too few patients for a warning to be sure")
+            history.append({**_line(record), "warnings": list(standing.values())})
             context.tracker.metrics(_numbers(record), step=record.step)
         advance(max(settings.steps - before, 0))
+    checks = [line for line in history if line["validation"]]
+    if checks:
+        kept = min(checks, key=lambda check: check["validation"][selected_by]) if selected_by else checks[-1]
+        kept["kept"] = True
     write_json(folder / "history.json", history)
     context.say(f"{label}: {100 * waiting_share(history):.1f} % of the time went by waiting for data")
     return history
@@ -132,7 +153,7 @@ def _line(record: Record) -> dict[str, Any]:
         "losses": record.losses,
         "validation": record.validation,
         "waiting": round(record.waiting, 4),
-        **({"watch": record.watch} if record.watch else {}),
+        **({"watch": record.watch, "unanswered": unanswered(record)} if record.watch else {}),
     }
 
 
@@ -143,18 +164,9 @@ def _numbers(record: Record) -> dict[str, float]:
     return {**losses, **validation, **watch, "learning_rate": record.learning_rate, "waiting": record.waiting}
 
 
-def last_validation(history: list[dict[str, Any]]) -> dict[str, float]:
-    """The newest validation figures of a history."""
-    return next((dict(line["validation"]) for line in reversed(history) if line["validation"]), {})
-
-
-def kept_validation(history: list[dict[str, Any]], selected_by: str | None) -> dict[str, float]:
-    """Step and validation figures of the weights that were kept: the newest, or the first whose figure is the lowest."""
-    checks = [line for line in history if line["validation"]]
-    if not checks:
-        return {}
-    line = min(checks, key=lambda check: check["validation"][selected_by]) if selected_by else checks[-1]
-    return {"kept_step": line["step"], **line["validation"]}
+def kept_validation(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Step and validation figures of the weights that were kept; {} where none were validated."""
+    return next(({"kept_step": line["step"], **line["validation"]} for line in history if line.get("kept")), {})
 
 
 def waiting_share(history: list[dict[str, Any]]) -> float:

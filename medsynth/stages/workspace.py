@@ -128,14 +128,17 @@ class Workspace:
         """Whether a stage that would run with `fingerprint` is already done, and if not, why. Changes nothing."""
         fingerprint = self._without_forgotten(name, fingerprint)
         mark = digest(fingerprint)
-        found = self._record(name)
-        resumable = self._intent(name) == mark
-        if found is None:
-            return StageState(False, "was interrupted; will resume" if resumable else "not run yet", mark, resumable)
-        if found["digest"] == mark:
+        found, intent = self._record(name), self._intent(name)
+        if found is not None and found["digest"] == mark:
             return StageState(True, "done", mark)
-        changed = sorted(key for key in fingerprint if found["fingerprint"].get(key) != fingerprint[key])
-        return StageState(False, f"stale: {', '.join(changed) or 'its inputs'} changed", mark, resumable)
+        if found is None:
+            why = "was interrupted; will resume" if intent == mark else "not run yet"
+        else:
+            changed = sorted(key for key in fingerprint if found["fingerprint"].get(key) != fingerprint[key])
+            why = f"stale: {', '.join(changed) or 'its inputs'} changed"
+        if intent not in (None, mark):
+            why += "; half-finished work with other settings or inputs will be dropped"
+        return StageState(False, why, mark, intent == mark)
 
     def digest_of(self, name: str) -> str | None:
         """Digest of a finished stage; None where it is not there."""

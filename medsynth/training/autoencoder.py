@@ -59,10 +59,9 @@ class AutoencoderTask(Task):
         factor, channels = network.config["downsampling"], network.config["latent_channels"]
         self.opponent: Adversary | None
         self.opposing = False
-        self.selected_by: str | None = "loss"
+        self.selected_by = selected_by(settings)
         if settings.loss.adversarial > 0:
             self.opponent = Adversary(settings.loss.adversarial, torch_generator(self.seed, "discriminator"))
-            self.selected_by = None  # no distance to the scan can judge what an opponent has added
         self.latent_shapes = [(channels, *(size // factor for size in part.shape[2:])) for part in self.volumes]
 
     def draw(self, number: int, rows: slice) -> Batch:
@@ -138,6 +137,11 @@ class AutoencoderTask(Task):
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
         weights = plain(self.weights)
         return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+def selected_by(settings: Autoencoder) -> str | None:
+    """As `Task.selected_by`: no distance to the scan can judge what an opponent has added."""
+    return None if settings.loss.adversarial > 0 else "loss"
 
 
 def train_autoencoder(

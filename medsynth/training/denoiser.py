@@ -56,7 +56,7 @@ class DenoiserTask(Task):
         self.pool = Pool(train, self.declaration, statistics)
         self.validation = Pool(validation, self.declaration, statistics)
         self.place = settings.latents
-        self.selected_by = "loss" if settings.keep == "best" else None
+        self.selected_by = selected_by(settings)
         self.batch_size = settings.training.batch_size
         self.seed = derive(seed, "denoiser")
         self.order = GridOrder([len(pool) for pool in self.pool.grids], self.batch_size, self.seed)
@@ -98,7 +98,8 @@ class DenoiserTask(Task):
         `loss` at the angles of training, `loss at ...` in even steps of the angle, and `bits`, the variational bound in
         bits per dimension of the normalised latent.
         """
-        return {"loss": float(self.losses(self.validation).mean()), **self._loss_per_level(), "bits": self._bits()}
+        losses = self.losses(self.validation, torch.arange(len(self.validation)))
+        return {"loss": float(losses.mean()), **self._loss_per_level(), "bits": self._bits()}
 
     def look(self) -> dict[str, float]:
         """Figures of a look at some samples, see `training.watch`."""
@@ -106,23 +107,20 @@ class DenoiserTask(Task):
             return {}
         device = next(self.network.parameters()).device
         samples = self.watcher.samples(self.denoiser, device, at_once_without_gradients(self.batch_size, device))
-        per_case = [self.losses(pool).view(-1, len(self.validation)).mean(0) for pool in (self.pool, self.validation)]
-        return self.watcher.look(samples, *per_case)
+        known, held_out = self.watcher.pairs
+        return self.watcher.look(samples, self.losses(self.pool, known), self.losses(self.validation, held_out))
 
-    def losses(self, pool: Pool) -> Tensor:
-        """The loss of each of the fixed draws, [n] on the CPU, with every condition given.
-
-        They look at as many cases as the validation split has, at the same angles and noise whatever the pool, as far as
-        its cases lie on the same grids; draw i at the same case as draw i plus that number.
+    def losses(self, pool: Pool, cases: Tensor) -> Tensor:
+        """The loss of each of these cases, [n] on the CPU, with every condition given: the mean over draws of angle and
+        noise, which are the same for another pool where its cases lie on the same grids in the same order.
         """
-        chosen = spread(min(len(self.validation), len(pool)), len(pool))
-        count = len(self.validation) * math.ceil(VALIDATION_DRAWS / len(self.validation))
-        cases, angles = chosen[torch.arange(count) % len(chosen)], torch.empty(count)
-        for grid, part, places, _ in pool.by_grid(cases):
-            seed = derive(self.seed, "grid", grid) if grid else self.seed
+        drawn = cases.repeat(math.ceil(VALIDATION_DRAWS / len(cases)))
+        angles = torch.empty(len(drawn))
+        for number, (_, part, places, _) in enumerate(sorted(pool.by_grid(drawn), key=lambda each: int(each[2][0]))):
+            seed = derive(self.seed, "grid", number) if number else self.seed
             generator = torch_generator(seed, "validation angles")
             angles[places] = self.denoiser.objective.sample_angles(len(places), generator, part.voxels)
-        return self._over(pool, cases, angles, "validation noise", self._losses)
+        return self._over(pool, drawn, angles, "validation noise", self._losses).view(-1, len(cases)).mean(0)
 
     def _loss_per_level(self) -> dict[str, float]:
         objective, generator = self.denoiser.objective, torch_generator(self.seed, "level angles")
@@ -174,6 +172,11 @@ class DenoiserTask(Task):
 
     def _losses(self, batch: Batch) -> Tensor:
         return self.denoiser.loss(batch["latents"], conditions_of(batch), batch["angles"], batch["noise"])
+
+
+def selected_by(settings: DenoiserSettings) -> str | None:
+    """As `Task.selected_by`."""
+    return "loss" if settings.keep == "best" else None
 
 
 def declaration_of(denoiser: Denoiser) -> Declaration:

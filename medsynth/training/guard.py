@@ -17,6 +17,8 @@ SETTLING = 20
 """Steps before the running loss says anything."""
 FLOOR = 0.01
 """Share of the running loss at first below which the best one is not taken to fall: near zero, ratios say nothing."""
+OUTLIER = 2 * MULTIPLE
+"""A single loss counts for no more than so many times the best running one: one bad batch is no divergence."""
 
 
 class Guard:
@@ -34,6 +36,7 @@ class Guard:
         self.mean = 0.0
         self.best = math.inf
         self.out_of_hand = 0
+        self.latest = 0.0
 
     def check(self, step: int, loss: float, gradient_norm: float) -> None:
         """Take in the figures of `step`."""
@@ -41,7 +44,8 @@ class Guard:
             if not math.isfinite(value):
                 raise self._error(step, f"expected a finite {name}, found {value}")
         self.seen += 1
-        self.mean = MEMORY * self.mean + (1 - MEMORY) * loss
+        self.latest = loss
+        self.mean = MEMORY * self.mean + (1 - MEMORY) * min(loss, OUTLIER * self.best)
         running = self.mean / (1 - MEMORY**self.seen)  # as if it had started at the losses' mean (Kingma 2015, eq. 4)
         if self.seen < SETTLING:
             return
@@ -55,8 +59,8 @@ class Guard:
 
     @property
     def alarmed(self) -> bool:
-        """Whether the running loss is out of hand now: what the network holds is not worth keeping."""
-        return self.out_of_hand > 0
+        """Whether the loss or its running mean is out of hand now: what the network holds may not be worth keeping."""
+        return self.out_of_hand > 0 or self.latest > MULTIPLE * self.best
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON types."""

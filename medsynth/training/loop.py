@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from medsynth.config.training import Training
+from medsynth.config.training import NEUTRAL, Training
 from medsynth.errors import InterruptedRun
 from medsynth.training.batches import Ahead, Batch
 from medsynth.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -32,8 +32,6 @@ from medsynth.training.window import Window
 
 AGREE_EVERY = 10
 """Steps between two looks at the losses on a GPU, and between two talks of several processes: both stall the device."""
-NEUTRAL = frozenset({"log_every", "checkpoint_minutes", "compile", "replay"})
-"""Settings that a checkpoint may differ in: they do not touch the weights."""
 
 Clock = Callable[[], float]
 
@@ -163,6 +161,11 @@ class _Run:
         self._saved_at = self.seconds
 
     @property
+    def _now(self) -> float:
+        """Seconds of training by this process's clock, those before an interruption counted in."""
+        return self._before + self._clock() - self._began
+
+    @property
     def _replays(self) -> bool:
         asked = self.settings.replay and self.settings.accumulate == 1
         alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cuda"
@@ -233,7 +236,7 @@ class _Run:
 
     def _agree(self, asked: bool) -> tuple[bool, float]:
         """Whether any process was asked to stop, and the first one's clock, the same on every process."""
-        seconds = self._before + self._clock() - self._began
+        seconds = self._now
         if self.accelerator.num_processes == 1:
             return asked, seconds
         mine = torch.tensor([float(asked), seconds if self.accelerator.is_main_process else 0.0])
@@ -243,7 +246,7 @@ class _Run:
     def _report(self, rate: float, validating: bool, batches: Ahead) -> Record:
         validation, watch = self._validate() if validating else (None, None)
         losses, norm = self.window.means()
-        now = self._before + self._clock() - self._began
+        now = self._now
         since = now - (self.records[-1].seconds if self.records else 0.0)
         waited, batches.waited_seconds = batches.waited_seconds, 0.0
         record = Record(
@@ -286,7 +289,7 @@ class _Run:
             if self.best:
                 tensors["best"] = self.best
             counters = {
-                "seconds": self.seconds,
+                "seconds": self._now,  # validating since the last agreement counts too
                 "average_updates": self.average.updates,
                 "best_value": self.best_value,
                 "guard": self.guard.state(),

@@ -20,8 +20,8 @@ SHARE_OF_DEVICE = 0.2
 """Of a GPU's free memory, before training takes its own, that latents may fill where their place is `auto`."""
 SHARE_OF_MEMORY = 0.5
 """Of the machine's available memory, likewise."""
-CHECKED_AT_ONCE = 64
-"""Masks that are compared with the declared labels in one go."""
+AT_ONCE = 64
+"""Cases that are read, and masks that are compared with the declared labels, in one go."""
 
 
 class Pool:
@@ -54,6 +54,11 @@ class Pool:
             if len(places):
                 yield number, pool, places, cases[places] - int(self._ends[number]) + len(pool)
 
+    def numbers(self, grid: int, inside: Sequence[int]) -> list[int]:
+        """Case numbers here of those of the grid with this number."""
+        start = int(self._ends[grid]) - len(self.grids[grid])
+        return [start + number for number in inside]
+
     def take(self, cases: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Like `GridPool.take`. Raises ValueError where the cases lie on several grids."""
         (_, pool, _, inside), *others = self.by_grid(cases)
@@ -75,8 +80,8 @@ class GridPool:
         rows = [steering_values(declaration, row) for row in store.rows]
         self._mask = mask_name(declaration) if store.masks is not None else None
         if self._mask is not None and store.masks is not None:
-            for start in range(0, len(rows), CHECKED_AT_ONCE):
-                part = slice(start, start + CHECKED_AT_ONCE)
+            for start in range(0, len(rows), AT_ONCE):
+                part = slice(start, start + AT_ONCE)
                 encode(declaration, rows[part], torch.from_numpy(np.array(store.masks[part])))
         self._values = encode(declaration, rows)
         self._held: tuple[Tensor, Tensor | None] | None = None
@@ -100,10 +105,25 @@ class GridPool:
         masks = 0 if self._mask is None or self.store.masks is None else int(self.store.masks.nbytes)
         return int(self.store.latents.nbytes) + masks
 
+    def one_per_patient(self) -> list[int]:
+        """The first case of every patient, as it was scanned: what tests take for independent of one another."""
+        first: dict[str, int] = {}
+        for number, case in enumerate(self.store.cases):
+            if not case.mirrored:
+                first.setdefault(case.patient, number)
+        return list(first.values())
+
     def hold(self, device: torch.device) -> None:
-        """Keep everything on `device` from now on."""
-        latents, masks = self._read(np.arange(len(self)))
-        self._held = latents.to(device), None if masks is None else masks.to(device)
+        """Keep everything on `device` from now on. Beside it only some cases at a time take memory."""
+        held: list[Tensor] | None = None
+        for start in range(0, len(self), AT_ONCE):
+            part = slice(start, min(start + AT_ONCE, len(self)))
+            read = [each for each in self._read(np.arange(part.start, part.stop)) if each is not None]
+            held = held or [torch.empty(len(self), *each.shape[1:], dtype=each.dtype, device=device) for each in read]
+            for whole, each in zip(held, read, strict=True):
+                whole[part] = each
+        if held is not None:
+            self._held = held[0], held[1] if len(held) > 1 else None
         self._values = {name: value.to(device) for name, value in self._values.items()}
 
     def take(self, cases: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,18 +1,20 @@
 """A look at a denoiser while it trains: do its samples collapse, do they copy, does it know the training scans too well?
 
 A few samples are drawn with the conditions of validation cases. Each of three questions is answered by a test whose answer
-for a sampler that is as good as real scans is known, whatever the data and however few they are:
+for a sampler that is as good as real scans is known, whatever the data and however few they are. Every patient counts once in
+a test, with one scan, since two scans of one patient are more alike than chance has it:
 
     diversity   the mean likeness among the samples, against that among as many drawn from samples and real scans mixed
     copies      how many samples lie nearer to one training latent than validation latents do, alone and against the
                 nearest of another patient
-    gap         the losses of training and validation cases at the same angles and noise, pair by pair
+    gap         the losses of training and validation cases on the same grid at the same angles and noise, pair by pair
 
 Real scans have been through the same autoencoder, so that its blur is on both sides.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +42,8 @@ JUDGED = 64
 AXIS = 16
 """Latent voxels per axis, averaged down to, at which distances are taken: a shift by a voxel does not hide a copy."""
 PERMUTATIONS = 9999
+LEAST = 1 / (PERMUTATIONS + 1)
+"""Least p-value of so many permutations."""
 NOMINAL = 0.05
 """Share of fresh real scans nearer than the threshold, where there are enough validation cases to set it so."""
 
@@ -58,7 +62,8 @@ class Eyes:
 
 class Watcher:
     """Looks at samples of a denoiser, on the grid of most validation cases; what it needs of real scans is computed at the
-    first look and kept. `count` is the number of samples: 0 where that grid has no training cases.
+    first look and kept. `count` is the number of samples: 0 where that grid has no training cases. `pairs` are the case
+    numbers, in both pools, whose losses `look` is to be given.
 
     Everything it draws comes from `seed`, so that looks differ by the weights alone.
     """
@@ -70,15 +75,16 @@ class Watcher:
         self.evaluations = settings.evaluations
         self.eyes = eyes
         self.seed = seed
-        originals = [i for i, case in enumerate(self.training.store.cases) if not case.mirrored]
-        self.count = min(settings.samples, len(self.validation), len(originals)) if same else 0
-        self._originals = torch.tensor(originals)
+        self._known = torch.tensor(self.training.one_per_patient())
+        self._held_out = torch.tensor(self.validation.one_per_patient())
+        self.count = min(settings.samples, len(self._held_out), len(self._known)) if same else 0
+        self.pairs = _pairs(training, validation)
         self._reals: tuple[Tensor, Floats] | None = None
         self._near: tuple[Tensor, Floats] | None = None
 
     def samples(self, denoiser: Denoiser, device: torch.device, at_once: int) -> Tensor:
         """Latents [count, C, x, y, z] on the CPU, with the conditions of validation cases."""
-        cases, parts = spread(self.count, len(self.validation)), []
+        cases, parts = _some(self._held_out, self.count), []
         shift = denoiser.objective.shift(self.validation.voxels)
         for start in range(0, self.count, at_once):
             rows = slice(start, min(start + at_once, self.count))
@@ -91,10 +97,9 @@ class Watcher:
         return torch.cat(parts)
 
     def look(self, samples: Tensor, training_losses: Tensor, validation_losses: Tensor) -> dict[str, float]:
-        """Figures of the three questions, each with its p-value.
+        """Figures of the three questions, each with its p-value, and the least that this many patients can give (`_least`).
 
-        samples: from `samples`; losses: [n] each, of as many training and validation cases, pair by pair at the same
-        angles and noise.
+        samples: from `samples`; losses: [n] each, of `pairs`, pair by pair at the same angles and noise.
         """
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return {
@@ -103,6 +108,7 @@ class Watcher:
                 "training_loss": float(training_losses.mean()),
                 "validation_loss": float(validation_losses.mean()),
                 "gap_p": self._gap(validation_losses - training_losses),
+                "gap_least": 0.5 ** len(training_losses) + LEAST,
             }
 
     def _diversity(self, samples: Tensor) -> dict[str, float]:
@@ -120,13 +126,13 @@ class Watcher:
             "ms_ssim": _mean_of_pairs(own),
             "ms_ssim_real": _mean_of_pairs(among),
             "ms_ssim_p": _p_value(mixed >= own.sum() - 1e-9),
+            "ms_ssim_least": 1 / math.comb(len(everything), self.count) + LEAST,
         }
 
     def _real_latents(self) -> Tensor:
         wanted = REALS_PER_SAMPLE * self.count
-        held_out, _ = self.validation.take(spread(min(wanted, len(self.validation)), len(self.validation)))
-        missing = min(wanted - len(held_out), len(self._originals))
-        seen, _ = self.training.take(self._originals[spread(missing, len(self._originals))])
+        held_out, _ = self.validation.take(_some(self._held_out, wanted))
+        seen, _ = self.training.take(_some(self._known, wanted - len(held_out)))
         return torch.cat([held_out.cpu(), seen.cpu()])
 
     def _likeness(self, first: Tensor, second: Tensor) -> Floats:
@@ -144,7 +150,7 @@ class Watcher:
         if self._near is None:
             chunks = [torch.arange(len(self.training))[i : i + JUDGED] for i in range(0, len(self.training), JUDGED)]
             training = torch.cat([_vectors(self.training.take(chunk)[0]) for chunk in chunks])
-            judged, _ = self.validation.take(spread(min(JUDGED, len(self.validation)), len(self.validation)))
+            judged, _ = self.validation.take(_some(self._held_out, JUDGED))
             self._near = training, self._distances(_vectors(judged), training)
         training, real = self._near
         found = self._distances(_vectors(samples), training)
@@ -152,12 +158,13 @@ class Watcher:
         thresholds = np.sort(real, axis=1)[:, rank - 1 : rank]
         copies = int((found < thresholds).all(0).sum())
         # k-th smallest of m exchangeable values: how many of n further ones lie below it is beta-binomial.
-        p = betabinom.sf(copies - 1, samples.shape[0], rank, real.shape[1] + 1 - rank)
+        chance = betabinom(samples.shape[0], rank, real.shape[1] + 1 - rank)
         return {
             "nearest": float(np.median(found[0])),
             "nearest_real": float(np.median(real[0])),
             "copies": copies / len(samples),
-            "copies_p": float(p),
+            "copies_p": float(chance.sf(copies - 1)),
+            "copies_least": float(chance.sf(len(samples) - 1)),
         }
 
     def _distances(self, judged: Tensor, training: Tensor) -> Floats:
@@ -175,6 +182,36 @@ class Watcher:
         per_case = differences.double().numpy()
         signs = numpy_generator(self.seed, "watch signs").choice((-1.0, 1.0), size=(PERMUTATIONS, len(per_case)))
         return _p_value(signs @ per_case >= per_case.sum() - 1e-12)
+
+
+def _pairs(training: Pool, validation: Pool) -> tuple[Tensor, Tensor]:
+    """Numbers of as many training as validation cases, pair by pair on equal grids, every patient once."""
+    known: list[int] = []
+    held_out: list[int] = []
+    met: set[str] = set()
+
+    def new(pool: GridPool) -> list[int]:
+        return [number for number in pool.one_per_patient() if pool.store.cases[number].patient not in met]
+
+    places = {_grid(pool): place for place, pool in enumerate(training.grids)}
+    for place, pool in enumerate(validation.grids):
+        twin = places.get(_grid(pool))
+        if twin is None:
+            continue
+        fewest = min(len(new(training.grids[twin])), len(new(pool)))
+        for number, whole, part, numbers in (
+            (twin, training, training.grids[twin], known),
+            (place, validation, pool, held_out),
+        ):
+            chosen = _some(torch.tensor(new(part), dtype=torch.int64), fewest).tolist()
+            numbers += whole.numbers(number, chosen)
+            met.update(part.store.cases[each].patient for each in chosen)
+    return torch.tensor(known, dtype=torch.int64), torch.tensor(held_out, dtype=torch.int64)
+
+
+def _some(cases: Tensor, count: int) -> Tensor:
+    """At most `count` of the cases, evenly chosen."""
+    return cases[spread(min(count, len(cases)), len(cases))]
 
 
 def _grid(pool: GridPool) -> tuple[object, ...]:

@@ -162,6 +162,9 @@ def example_facts() -> dict[str, Any]:
             for step in range(25, 2001, 25)
         ]
 
+    def kept(step: int, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**line, "kept": True} if line["step"] == step else line for line in lines]
+
     def look() -> dict[str, Any]:
         return {
             "step": 2000,
@@ -180,6 +183,7 @@ def example_facts() -> dict[str, Any]:
                 "validation_loss": 0.6,
                 "gap_p": 0.3,
             },
+            "unanswered": ["whether training scans are learned by heart"],
             "warnings": ["step 2000: 25% of the samples lie nearer to one training scan <than> others"],
         }
 
@@ -192,7 +196,7 @@ def example_facts() -> dict[str, Any]:
             {"split": "synthetic", "patients": 0, "scans": 64, "diagnosis": "benign 32, malignant 32"},
         ],
         "findings": ["1 series was left out: its slices are not evenly spaced."],
-        "history": {"autoencoder": records(1.0), "denoiser": [*records(30.0), look()]},
+        "history": {"autoencoder": records(1.0), "denoiser": [*kept(1500, records(30.0)), look()]},
         "gates": [
             {"name": "max_closer_than_real", "required": 0.1, "found": 0.06, "passed": True, "sentence": "6 %, at most 10 %."},
             {"name": "min_condition_auc", "required": 0.9, "found": 0.8, "passed": False, "sentence": "0.80, at least 0.90."},

@@ -167,9 +167,15 @@ def test_training_tells_its_warnings_levels_and_waiting(source):
     ):
         assert f"denoiser: {title}" in source.lower()
     assert "18-36: from 0.4 to 0.4" in source
-    assert Facts("t", []).warnings is None
-    quiet = {"denoiser": [{"step": 1, "warnings": ["old"]}, {"step": 2, "warnings": []}, {"step": 3}]}
-    assert Facts("t", [], history=quiet).warnings == []
+    assert "step 1500 of the denoiser" in source
+    assert "too few to tell during training: whether training scans are learned by heart." in source
+    facts = Facts("t", [])
+    assert (facts.warnings, facts.unanswered, facts.kept) == ([], None, [])
+    quiet = {
+        "autoencoder": [{"step": 5, "warnings": ["up"]}],
+        "denoiser": [{"step": 1, "warnings": ["old"]}, {"step": 2}],
+    }
+    assert Facts("t", [], history=quiet).warnings == ["up"]
 
 
 def test_the_same_input_gives_the_same_file_and_a_failure_leaves_none(tmp_path, pictures):

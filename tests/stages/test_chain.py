@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsynth.config.denoiser import DiffusionObjective
+from medsynth.config.denoiser import DiffusionObjective, Watch
 from medsynth.config.pipeline import Pipeline
 from medsynth.stages.base import plan
 from medsynth.stages.chain import STAGES
@@ -53,6 +53,23 @@ def test_a_changed_setting_redoes_what_depends_on_it(finished: Path, tiny: Pipel
     def redone(pipeline: Pipeline) -> list[str]:
         return [line.stage.name for line in plan(STAGES, pipeline, Workspace(finished)) if line.run]
 
+    def told(**training: Any) -> Pipeline:
+        update = {
+            "training": tiny.denoiser.training.model_copy(update=training),
+            "latents": "disk",
+            "watch": Watch(every=0),
+        }
+        other = {"training": tiny.autoencoder.training.model_copy(update=training)}
+        parts = {
+            "denoiser": tiny.denoiser.model_copy(update=update),
+            "autoencoder": tiny.autoencoder.model_copy(update=other),
+        }
+        return tiny.model_copy(update=parts)
+
+    assert (
+        redone(told(compile=True, replay=False, log_every=3, checkpoint_minutes=1.0)) == []
+    )  # the weights stay the same
+    assert "autoencoder" in redone(told(learning_rate=1e-5))
     assert redone(changed) == ["denoiser", "generate", "evaluate", "register"]
     assert redone(generate) == ["generate", "evaluate", "register"]
     assert redone(with_seed) == [stage.name for stage in STAGES]

@@ -38,6 +38,16 @@ def test_noise_plateaus_and_losses_near_zero_are_no_alarm():
         guard.check(step, 1.0 if step < 50 else (1e-9 if step < 2000 else FLOOR * (MULTIPLE - 1)), 1.0)
 
 
+def test_one_bad_batch_is_no_divergence_and_a_lasting_one_is():
+    guard = Guard(5000, 1e-3)
+    for step in range(1, 2000):
+        guard.check(step, 3000.0 if step == 1000 else 1.0, 1.0)
+        assert guard.alarmed == (step == 1000)
+    with pytest.raises(DivergenceError):
+        for step in range(2000, 2000 + 2 * PATIENCE):
+            guard.check(step, 3000.0, 1.0)
+
+
 def test_goes_on_where_it_stopped():
     whole, first = Guard(100, 1e-3), Guard(100, 1e-3)
     losses = [1.0, 0.5, 0.7, 0.2, 3.0] * 10

@@ -206,6 +206,24 @@ def test_a_time_budget_ends_the_run_with_a_rate_near_zero(tmp_path):
     assert middle.total == pytest.approx(last.step, rel=0.25)
 
 
+def test_time_spent_validating_is_not_lost_with_an_interruption(tmp_path):
+    now = [0.0]
+
+    class Slow(ToyTask):
+        def validate(self):
+            now[0] += 100.0
+            return super().validate()
+
+    records = []
+    with pytest.raises(InterruptedRun):
+        for record in run(Slow(8), settings(steps=30), tmp_path, clock=lambda: now[0]):
+            records.append(record)
+            if record.validation:
+                os.kill(os.getpid(), signal.SIGTERM)
+    again = list(run(Slow(8), settings(steps=30), tmp_path, clock=lambda: now[0]))
+    assert [r.seconds for r in again if r.validation] == [100.0, 200.0, 300.0]
+
+
 def test_checkpoints_come_by_the_clock(tmp_path):
     now, written = [0.0], []
 

@@ -13,7 +13,8 @@ from medsynth.errors import ConfigError
 from medsynth.models.conditions import encode, steering_values
 from medsynth.seeding import torch_generator
 from medsynth.training import pool as pools
-from medsynth.training.pool import Pool, even_angles, place_for, spread
+from medsynth.training.latents import LatentCase, LatentStatistics, LatentStore
+from medsynth.training.pool import GridPool, Pool, even_angles, place_for, spread
 
 CUDA = torch.device("cuda")
 
@@ -58,7 +59,7 @@ def test_training_is_the_same_wherever_latents_wait(tmp_path):
 
 def test_every_mask_is_checked_once_at_the_door(tmp_path, monkeypatch):
     narrow = {**DECLARATION, "lesion": {**DECLARATION["lesion"], "labels": {"lesion": 2}}}
-    monkeypatch.setattr(pools, "CHECKED_AT_ONCE", 3)
+    monkeypatch.setattr(pools, "AT_ONCE", 3)
     with pytest.raises(ConfigError, match="lesion"):
         new_pool(tmp_path / "a", narrow)
     pool = new_pool(tmp_path / "b")
@@ -101,3 +102,18 @@ def test_spread_visits_all_as_evenly_as_can_be():
 def test_even_angles_hold_one_per_step():
     angles = even_angles(6, 5, 0.1, math.pi / 2, torch_generator(0, "a")).double()
     assert torch.equal(((angles - 0.1) / (math.pi / 2 - 0.1) * 30).floor(), torch.arange(30).double())
+
+
+def test_bringing_latents_to_a_place_takes_little_beside_them(monkeypatch):
+    monkeypatch.setattr(pools, "AT_ONCE", 4)
+    latents = torch.randn(11, 2, 4, 4, 4, generator=torch_generator(0, "held"))
+    cases = tuple(LatentCase(f"c{i}", f"p{i}", "train", "") for i in range(11))
+    statistics = LatentStatistics(torch.tensor([0.5, -1.0]), torch.tensor([2.0, 3.0]))
+    pool = GridPool(LatentStore(latents.numpy(), None, ({},) * 11, cases, ""), {}, statistics)
+    before = pool.take(torch.arange(11))[0]
+    read, sizes = pool._read, []
+    monkeypatch.setattr(pool, "_read", lambda numbers: sizes.append(len(numbers)) or read(numbers))
+    pool.hold(torch.device("cpu"))
+    assert sizes == [4, 4, 3]
+    assert torch.equal(pool.take(torch.arange(11))[0], before)
+    assert len(sizes) == 3

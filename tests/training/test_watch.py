@@ -16,7 +16,7 @@ from medsynth.errors import InterruptedRun
 from medsynth.evaluation.structure import multiscale_ssim
 from medsynth.seeding import torch_generator
 from medsynth.training import watch
-from medsynth.training.alarms import alarms
+from medsynth.training.alarms import QUESTIONS, alarms, unanswered
 from medsynth.training.denoiser import DenoiserTask, train_denoiser
 from medsynth.training.latents import LatentCase, LatentStatistics, LatentStore
 from medsynth.training.pool import Pool
@@ -32,10 +32,16 @@ def gaussian(count, seed):
     return torch.randn(count, *SHAPE, generator=torch_generator(seed, "latents"))
 
 
-def new_pool(count, split, seed=0):
-    cases = tuple(LatentCase(f"{split}{i}", f"{split}{i}", split, "") for i in range(count))
-    latents = gaussian(count, 2 * seed + (split == "train")).numpy()
-    return Pool(LatentStore(latents, None, ({},) * count, cases, ""), {}, PLAIN)
+def new_store(count, split, seed=0, scans=1, shape=SHAPE):
+    """`scans` scans of each of `count` patients, which resemble one another."""
+    cases = tuple(LatentCase(f"{split}{i}", f"{split}{shape}{i // scans}", split, "") for i in range(scans * count))
+    own = torch.randn(count, *shape, generator=torch_generator(2 * seed + (split == "train"), "latents"))
+    latents = own.repeat_interleave(scans, 0).numpy()
+    return LatentStore(latents, None, ({},) * (scans * count), cases, "")
+
+
+def new_pool(*sizes, **options):
+    return Pool(new_store(*sizes, **options), {}, PLAIN)
 
 
 class Fixed(Denoiser):
@@ -49,9 +55,10 @@ class Fixed(Denoiser):
         return self.function(x, angle)
 
 
-def losses(denoiser, pool, count=32):
-    """Of every case at one angle, the noise the same for every pool."""
-    x0, _ = pool.take(torch.arange(count))
+def losses(denoiser, pool, cases):
+    """Of these cases at one angle, the noise the same for every pool."""
+    x0, _ = pool.take(cases)
+    count = len(cases)
     angle = torch.full((count,), 0.7)
     return (denoiser.clean(mix(x0, gaussian(count, 99), angle), angle, {}) - x0).square().flatten(1).mean(1)
 
@@ -61,7 +68,8 @@ def look(function, seed=0):
     watcher = Watcher(training, validation, Watch(), EYES, seed)
     denoiser = Fixed(function(training))
     samples = watcher.samples(denoiser, CPU, 3)
-    return samples, watcher.look(samples, losses(denoiser, training), losses(denoiser, validation))
+    known, held_out = watcher.pairs
+    return samples, watcher.look(samples, losses(denoiser, training, known), losses(denoiser, validation, held_out))
 
 
 def ideal(training):
@@ -156,6 +164,47 @@ def test_a_mirrored_copy_counts_as_its_patients_own():
     figures = watcher.look(copies, torch.ones(20), torch.ones(20))
     assert figures["copies"] == 1.0
     assert figures["copies_p"] < 0.001
+
+
+def test_patients_with_several_scans_count_once_in_every_test():
+    training, validation = new_pool(12, "train", scans=4), new_pool(9, "validation", scans=3)
+    watcher = Watcher(training, validation, Watch(samples=32), EYES, 0)
+    known, held_out = watcher.pairs
+    for pool, cases in ((training, known), (validation, held_out)):
+        patients = [pool.grids[0].store.cases[case].patient for case in cases]
+        assert len(set(patients)) == len(patients) == 9
+    assert watcher.count == 9
+    differing = torch.randn(12, 1, generator=torch_generator(0, "patients"))
+    figures = watcher.look(gaussian(9, 3), torch.zeros(9), differing[:9, 0])
+    assert figures["gap_least"] == pytest.approx(0.5**9, rel=0.1)
+
+
+def test_losses_are_compared_on_one_grid_alone():
+    other = (2, 8, 8, 4)
+    training = Pool(
+        [new_store(20, "train", shape=other), new_store(3, "train"), new_store(4, "train", shape=(2, 4, 4, 4))],
+        {},
+        PLAIN,
+    )
+    validation = Pool([new_store(5, "validation"), new_store(6, "validation", shape=other)], {}, PLAIN)
+    known, held_out = Watcher(training, validation, Watch(), EYES, 0).pairs
+    assert held_out.tolist()[3:] == [5, 6, 7, 8, 9, 10]
+    assert known.tolist()[:3] == [20, 21, 22]
+    assert [training.take(case[None])[0].shape for case in known] == [
+        validation.take(case[None])[0].shape for case in held_out
+    ]
+
+
+@pytest.mark.parametrize(("patients", "kinds"), [(5, {"gap", "copies"}), (9, {"gap"}), (20, set())])
+def test_what_so_few_patients_cannot_tell_is_named_and_no_other_warning_is_missed(patients, kinds):
+    training, validation = new_pool(48, "train"), new_pool(patients, "validation")
+    watcher = Watcher(training, validation, Watch(), EYES, 0)
+    samples = watcher.samples(Fixed(stuck(training)), CPU, 3)
+    figures = watcher.look(samples, torch.zeros(patients), torch.ones(patients))
+    asked = {QUESTIONS["gap"]: "gap", QUESTIONS["copies"]: "copies", QUESTIONS["ms_ssim"]: "diversity"}
+    silent = {asked[question] for question in unanswered(record(1, 1.0, figures))}
+    assert silent == kinds
+    assert told(figures, before=(0.5, 1.0)) == {"gap", "copies", "diversity"} - silent
 
 
 def eyes():
