@@ -42,7 +42,7 @@ def contradicted(augment: Augment, conditions: Mapping[str, Condition]) -> list[
                 texts += condition.values
             elif isinstance(condition, MaskCondition):
                 texts += condition.labels
-            words = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
+            words = {word.lower() for text in texts for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)}
             if condition.steer and words & SIDES[axis]:
                 found.append(
                     f"denoiser.augment.mirror: {axis} swaps what the condition {name} tells apart "

@@ -72,7 +72,7 @@ class NumberCondition(Settings):
     """A measured quantity."""
 
     kind: Literal["number"]
-    range: tuple[float, float]
+    range: tuple[Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]]
     """Smallest and largest value that may be asked for, in `unit`."""
     unit: str = ""
     dropout: Fraction = 0.1

@@ -13,6 +13,17 @@ from medsynth.config.training import Count, Training
 Attention = Literal["linear", "softmax", "grouped_linear", "grouped_softmax", "none"]
 
 
+def _check_heads(width: int, head_channels: int, attention: str) -> None:
+    """Raise ValueError where a level has no whole heads, or where grouped attention would find nothing to group."""
+    if width % head_channels:
+        raise ValueError(f"every width must be a multiple of head_channels ({head_channels})")
+    if attention.startswith("grouped") and (width // head_channels) % 2:
+        raise ValueError(
+            f"attention: {attention} needs an even number of heads, found {width // head_channels} at width {width}; "
+            f"change the width or head_channels ({head_channels})"
+        )
+
+
 class UNetNetwork(Settings):
     """The latent U-Net: attention at every level."""
 
@@ -36,7 +47,7 @@ class UNetNetwork(Settings):
     cross_attention: bool = False
     """Let every level look at one token per condition, beside the scale and shift that all conditions give together."""
     checkpointing: bool = False
-    """Make inner activations again in the backward pass: less memory, about a third more time."""
+    """Make inner activations again in the backward pass: less memory, up to an eighth more time (docs/scaling.md)."""
 
     @property
     def grid_factor(self) -> int:
@@ -47,9 +58,8 @@ class UNetNetwork(Settings):
     def _levels(self) -> UNetNetwork:
         if len(self.attention) not in (1, len(self.widths)):
             raise ValueError(f"attention needs one kind, or one per level ({len(self.widths)})")
-        for width in self.widths:
-            if width % self.head_channels:
-                raise ValueError(f"every width must be a multiple of head_channels ({self.head_channels})")
+        for level, width in enumerate(self.widths):
+            _check_heads(width, self.head_channels, self.attention[level % len(self.attention)])
             if 16 < self.group_width < width and width % self.group_width:
                 raise ValueError(f"every width above group_width ({self.group_width}) must be a multiple of it")
         return self
@@ -79,8 +89,7 @@ class TransformerNetwork(Settings):
 
     @model_validator(mode="after")
     def _heads(self) -> TransformerNetwork:
-        if self.width % self.head_channels:
-            raise ValueError(f"width must be a multiple of head_channels ({self.head_channels})")
+        _check_heads(self.width, self.head_channels, self.attention)
         return self
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from medsynth.config.base import Fraction, Name, Settings
+from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
+from medsynth.config.explain import nearest
 from medsynth.config.training import Count, Precision
 
 Sampler = Literal[
@@ -139,3 +142,53 @@ class Generate(Settings):
     """Instead of `count`: this many times the number of training scans."""
     format: Literal["nifti", "both"] = "nifti"
     """`both` writes DICOM beside NIfTI. Never DICOM alone in a pipeline: `evaluate` reads the NIfTI files."""
+
+
+def unanswerable(generate: Generate, conditions: Mapping[str, Condition], by: str | None) -> list[str]:
+    """A sentence for whatever `generate` asks of a generator that steers by `conditions` and can never have; `by` is the
+    category that `counts` count.
+    """
+    steering = {name: condition for name, condition in conditions.items() if condition.steer}
+    found = []
+
+    def unknown(key: str, name: str) -> str:
+        known = ", ".join(steering) or "none"
+        return f"{key}.{name}: expected one of the conditions that steer ({known}){nearest(name, steering)}"
+
+    for name, value in generate.conditions.items():
+        mistake = _cannot_be(steering[name], value) if name in steering else None
+        if name not in steering:
+            found.append(unknown("generate.conditions", name))
+        elif mistake:
+            found.append(f"generate.conditions.{name}: {mistake}")
+    counted = steering.get(by) if by is not None else None
+    if isinstance(counted, CategoryCondition):
+        mistakes = {value: _cannot_be(counted, value) for value in generate.counts}
+        found += [f"generate.counts.{value}: {mistake}" for value, mistake in mistakes.items() if mistake]
+    guidance = generate.sampling.guidance
+    scales = guidance if isinstance(guidance, dict) else dict.fromkeys(steering, guidance)
+    for name, scale in scales.items():
+        if name not in steering:
+            found.append(unknown("generate.sampling.guidance", name))
+        elif scale != 1 and steering[name].dropout == 0:
+            found.append(
+                f"generate.sampling.guidance: expected conditions.{name}.dropout above 0, since guidance needs the model "
+                "without the condition too, found 0"
+            )
+    return found
+
+
+def _cannot_be(condition: Condition, value: str | float) -> str | None:
+    """Why a condition cannot have this value, if so."""
+    match condition:
+        case CategoryCondition() if value not in condition.values:
+            return (
+                f"expected one of {', '.join(condition.values)}, found {value!r}{nearest(str(value), condition.values)}"
+            )
+        case NumberCondition():
+            low, high = condition.range
+            if isinstance(value, str) or not low <= value <= high:
+                return f"expected a number from {low:g} to {high:g}, found {value!r}"
+        case MaskCondition():
+            return "masks are drawn from the training split and cannot be fixed"
+    return None

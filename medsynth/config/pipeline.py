@@ -13,7 +13,7 @@ from medsynth.config.cohort import CategoryCondition, Cohort, Condition, MaskCon
 from medsynth.config.deidentify import Deidentify
 from medsynth.config.denoiser import Denoiser
 from medsynth.config.evidence import Evaluate, Register, Tracking
-from medsynth.config.generate import Generate
+from medsynth.config.generate import Generate, unanswerable
 from medsynth.config.grid import GRID, named_grid
 from medsynth.config.training import Compute
 
@@ -42,6 +42,8 @@ RESERVED = frozenset(
     ]
 )
 """Columns of the manifest that a condition's name must leave alone."""
+LEAST_OPPOSED = 4
+"""Voxels per axis that the patch discriminator's convolutions need."""
 MAISI_HU = 1000
 """MAISI clips CT to plus and minus this before encoding."""
 
@@ -104,10 +106,18 @@ class Pipeline(Settings):
                 named_grid(self.prepare.every_grid(), self.generate.grid)
             except ValueError as error:
                 wrong.append(f"generate.grid: {error}")
-        wrong += [
-            f"generate.conditions.{name}: expected one of the declared conditions ({', '.join(self.conditions)})"
-            for name in sorted(set(self.generate.conditions) - set(self.conditions))
-        ]
+        wrong += unanswerable(self.generate, self.conditions, self.category(self.generate.by))
+        told = [c for c in self.conditions.values() if c.steer and not isinstance(c, MaskCondition)]
+        if self.denoiser.network.cross_attention and not told and len(self.prepare.every_grid()) == 1:
+            wrong.append(
+                "denoiser.network.cross_attention: expected a category or a number to look at (a mask joins the input "
+                "instead), found none; set it to false"
+            )
+        if self.autoencoder.loss.adversarial > 0 and min(min(g.box) for g in self.prepare.every_grid()) < LEAST_OPPOSED:
+            wrong.append(
+                f"autoencoder.loss.adversarial: the discriminator needs boxes of at least {LEAST_OPPOSED} voxels along each axis; "
+                "enlarge the box, or set it to 0"
+            )
         wrong += contradicted(self.denoiser.augment, self.conditions)
         if self.prepare.centre == "mask" and self.mask() is None:
             wrong.append("prepare.centre: `mask` needs a condition of kind mask")

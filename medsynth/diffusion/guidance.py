@@ -60,10 +60,18 @@ class Guidance:
         low, high = from_flow_time(torch.tensor(self.interval, dtype=angle.dtype))
         return (low <= angle) & (angle <= high)
 
-    def check(self, names: Iterable[str]) -> None:
-        """Raise ConfigError for a scale of a condition not in `names`, and for numbers out of their range."""
-        known = list(names)
+    def check(self, names: Iterable[str], never_withheld: Iterable[str] = ()) -> None:
+        """Raise ConfigError for a scale of a condition not in `names`, for guidance by one that training never withheld, and
+        for numbers out of their range.
+        """
+        known, untrained = list(names), list(never_withheld)
         mistakes = []
+        scaled = {k for k, v in self.scales.items() if v != 1} if isinstance(self.scales, Mapping) else set(known)
+        if self.scales != 1 and (unable := [name for name in untrained if name in scaled]):
+            mistakes.append(
+                f"guidance: expected conditions that training withheld at times, found {', '.join(unable)} with dropout 0; "
+                "guide by the others, {NAME: SCALE}, or train with a dropout"
+            )
         for name, scale in self.scales.items() if isinstance(self.scales, Mapping) else [("", self.scales)]:
             if name and name not in known:
                 mistakes.append(

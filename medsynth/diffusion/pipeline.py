@@ -36,7 +36,7 @@ from medsynth.errors import ConfigError, ModelFolderError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.imaging.scan import Scan, make_scan
 from medsynth.imaging.words import HU
-from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, mask_name, withholdable
+from medsynth.models.conditions import NULL_LABEL, Declaration, Value, encode, mask_name, never_withheld, withholdable
 from medsynth.models.transformer import LatentTransformer
 from medsynth.models.unet import LatentUNet
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
@@ -222,12 +222,12 @@ class LatentVolumePipeline(DiffusionPipeline):
         """
         if wanted != "auto" and wanted < 1:
             raise ConfigError([f"batch_size: expected at least 1, found {wanted}"])
-        guidance.check(withholdable(self.condition_declaration))
+        guidance.check(withholdable(self.condition_declaration), never_withheld(self.condition_declaration))
         if not self._fills_a_device():
             return 1
         kind = self._kind(grid, guidance, masked)
         if wanted != "auto":
-            return self._sizes.limited(kind, wanted)
+            return self._sizes.limited(kind, min(wanted, volumes))
         most = min(volumes, MOST_BY_TRIAL)
         if most == 1:
             return 1

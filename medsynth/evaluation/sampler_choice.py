@@ -24,8 +24,8 @@ Floats = NDArray[np.float64]
 RULE = (
     "A choice is as good as the best where the interval of its KID minus the lowest KID of that feature space ends below the "
     "margin: what the interval of real against real reaches above its value. Recommended is the choice with the fewest network "
-    "calls among those as good in every space; where there is none, among those as good in the most. Of equally cheap ones, the "
-    "one with the lower mean rank."
+    "calls among those as good in every space, of equally cheap ones the one with the lower mean rank; where there is none, the "
+    "choice that is nearest to it: whose interval ends at the smallest multiple of the margin in the space where it is worst."
 )
 
 
@@ -74,6 +74,11 @@ class Choice:
     calls: int
     seconds_per_volume: float
     spaces: Mapping[str, Judged]
+
+    @property
+    def falls_short(self) -> float:
+        """Where its intervals end, in margins, in the worst space: at most 1 for one that is as good as the best everywhere."""
+        return max(judged.above_best.high / max(judged.margin, 1e-12) for judged in self.spaces.values())
 
     @property
     def short_in(self) -> list[str]:
@@ -132,8 +137,10 @@ def tabulate(
 def recommend(choices: Sequence[Choice]) -> Choice:
     """The choice that `RULE` names."""
     ranks = _mean_ranks(choices)
-    order = sorted(range(len(choices)), key=lambda i: (len(choices[i].short_in), choices[i].calls, ranks[i]))
-    return choices[order[0]]
+    good = [i for i, choice in enumerate(choices) if not choice.short_in]
+    if good:
+        return choices[min(good, key=lambda i: (choices[i].calls, ranks[i]))]
+    return min(choices, key=lambda choice: (choice.falls_short, choice.calls))
 
 
 def _mean_ranks(choices: Sequence[Choice]) -> Floats:

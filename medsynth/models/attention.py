@@ -98,7 +98,7 @@ class Attention3D(nn.Module):
 class CrossAttention(nn.Module):
     """Each voxel looks at a few condition tokens, with a residual: softmax over the tokens (Vaswani 2017, sec. 3.2.3).
 
-    With a single token every voxel would get the same; the caller gives at least two. Starts as the identity.
+    With a single token every voxel gets the same: it pays from two on. Starts as the identity.
     """
 
     def __init__(self, channels: int, head_channels: int, token_width: int) -> None:

@@ -21,12 +21,11 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medsynth.config.cohort import CategoryCondition, MaskCondition, NumberCondition
 from medsynth.config.grid import GRID, Grid, named_grid
 from medsynth.errors import ConfigError
-from medsynth.models.blocks import Convolution, fold, fourier_features
 
 Declaration = dict[str, dict[str, Any]]
 Value = str | float | None
@@ -35,8 +34,6 @@ CONDITION = "condition "
 """Goes before a condition's name among other tensors."""
 NULL_CATEGORY = -1
 NULL_LABEL = 255
-NUMBER_FREQUENCIES = 8
-INITIAL_STD = 0.5
 
 
 def declare(
@@ -66,9 +63,19 @@ def mask_name(declaration: Declaration) -> str | None:
     return next((name for name, entry in declaration.items() if entry["kind"] == "mask"), None)
 
 
+def mask_labels(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Names and values of the mask condition's labels; empty where a model has none."""
+    return next((dict(entry["labels"]) for entry in declaration.values() if entry["kind"] == "mask"), {})
+
+
 def withholdable(declaration: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The names of the conditions that have a null: all but the geometry."""
     return [name for name, entry in declaration.items() if entry["kind"] != "geometry"]
+
+
+def never_withheld(declaration: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The names of those whose null was not trained: guidance must not ask for it."""
+    return [name for name in withholdable(declaration) if declaration[name]["dropout"] == 0]
 
 
 def steering_values(declaration: Declaration, row: Mapping[str, Value]) -> dict[str, Value]:
@@ -87,7 +94,7 @@ def encode(
 
     `rows` holds one mapping per sample; a value that is missing, None or NaN becomes the null. `masks` is an integer
     tensor [B, 1, X, Y, Z] of label values (255 everywhere in a sample: null), or None: then there is no mask entry,
-    which `ConditionEncoder` reads as null for every sample.
+    which `condition_encoder` reads as null for every sample.
 
     Raises ConfigError, with every mistake, for a name or value that the declaration does not have.
     """
@@ -126,18 +133,23 @@ def drop(conditions: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Te
 def random_drop(
     declaration: Declaration, conditions: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The same conditions, each withheld from a random share of samples: classifier-free guidance (Ho 2022, alg. 1).
+    """The same conditions, each withheld from its `dropout` of the samples: classifier-free guidance (Ho 2022, alg. 1).
 
-    One uniform number per sample and *declared* condition is drawn from `generator` (on the CPU), whatever the batch
-    holds, so that the stream does not depend on which conditions are present.
+    Guidance withholds one condition or all of them. Half of the smallest dropout goes to samples that lose all at once, which
+    would be next to none were each withheld on its own. One uniform number per sample, and one more for every *declared*
+    condition, is drawn from `generator` (on the CPU), whatever the batch holds, so that the stream does not depend on which
+    conditions are present.
     """
     if not conditions:
         return {}
     batch = next(iter(conditions.values())).shape[0]
     result = dict(conditions)
+    together = min((declaration[name]["dropout"] for name in withholdable(declaration)), default=0.0) / 2
+    all_of_them = torch.rand(batch, generator=generator) < together
     for name, entry in declaration.items():
-        withheld = torch.rand(batch, generator=generator) < entry["dropout"]
-        if name in conditions:
+        alone = max(0.0, (entry["dropout"] - together) / (1 - together))
+        withheld = all_of_them | (torch.rand(batch, generator=generator) < alone)
+        if name in conditions and entry["kind"] != "geometry":
             value = conditions[name]
             where = withheld.to(value.device).view(-1, *[1] * (value.ndim - 1))
             result[name] = torch.where(where, torch.full_like(value, _null(value)), value)
@@ -152,112 +164,6 @@ def named(conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def conditions_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The conditions among tensors that `named` named."""
     return {name.removeprefix(CONDITION): v for name, v in tensors.items() if name.startswith(CONDITION)}
-
-
-class GeometryEncoder(nn.Module):
-    """Spacing and size of a volume to one token: an MLP of Fourier features of six numbers.
-
-    They are the logarithms of spacing and size in millimetres per axis, each scaled to [-1, 1] by its range over the
-    grids of the training split; one that is the same for all of them is 0.
-    """
-
-    def __init__(self, grids: Sequence[Grid], width: int) -> None:
-        super().__init__()
-        known = list(zip(*(geometry_of(grid) for grid in grids), strict=True))
-        # Numbers and no buffers: those would follow the weights into a coarser type.
-        self.middles = [(max(values) + min(values)) / 2 for values in known]
-        self.halves = [(max(values) - min(values)) / 2 or math.inf for values in known]
-        features = len(known) * (1 + 2 * NUMBER_FREQUENCIES)
-        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, geometry: Tensor) -> Tensor:
-        """[B, 6] as `geometry_of` gives it -> [B, width]."""
-        columns = zip(geometry.unbind(1), self.middles, self.halves, strict=True)
-        scaled = torch.stack([(column - middle) / half for column, middle, half in columns], 1)
-        waves = fourier_features(scaled.flatten() * (math.pi / 2), NUMBER_FREQUENCIES).view(len(geometry), -1)
-        return self.mlp(torch.cat([scaled, waves], 1).to(next(self.mlp.parameters()).dtype))
-
-
-class ConditionEncoder(nn.Module):
-    """Conditions to a few tokens per sample and, where there is a mask, a field of features on the latent grid.
-
-    A token is an embedding row of a category (the last row is the null), or an MLP of Fourier features of a number
-    scaled to [-1, 1] by its range, or that number's learned null. The mask is compared with every label voxel by voxel,
-    folded by `downsampling` so that no voxel is lost, mixed per latent voxel and then convolved; a null mask becomes a
-    learned constant field. No flag says that a mask is there: only its content reaches the network, and no token knows
-    of it.
-    """
-
-    def __init__(self, declaration: Declaration, width: int, downsampling: int, mask_channels: int) -> None:
-        super().__init__()
-        self.declaration = declaration
-        self.width = width
-        self.downsampling = downsampling
-        self.categories = nn.ModuleDict()
-        self.numbers = nn.ModuleDict()
-        self.number_nulls = nn.ParameterDict()
-        self.geometry: GeometryEncoder | None = None
-        for name, entry in declaration.items():
-            match entry["kind"]:
-                case "category":
-                    rows = len(entry["values"]) + 1
-                    weight = torch.randn(rows, width) * INITIAL_STD
-                    self.categories[name] = nn.Embedding(rows, width, _weight=weight)
-                case "number":
-                    features = 1 + 2 * NUMBER_FREQUENCIES
-                    self.numbers[name] = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
-                    self.number_nulls[name] = nn.Parameter(torch.randn(width) * INITIAL_STD)
-                case "geometry":
-                    self.geometry = GeometryEncoder([Grid.parse(text) for text in entry["grids"]], width)
-        self.mask = mask_name(declaration)
-        self.mask_channels = mask_channels if self.mask else 0
-        if self.mask:
-            self.labels = sorted(declaration[self.mask]["labels"].values())
-            self.mask_mix = nn.Linear(len(self.labels) * downsampling**3, mask_channels)
-            self.mask_convolution = Convolution(mask_channels, mask_channels)
-            self.mask_null = nn.Parameter(torch.randn(mask_channels) * INITIAL_STD)
-
-    def forward(
-        self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int], device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
-        """A token per category, number and geometry [B, T, width], and the mask's features [B, x, y, z, mask_channels].
-
-        `grid` is the latent one, `device` that of the network; the features are None where no mask is declared. A
-        declared condition that `conditions` lacks is null for every sample. Raises KeyError where that is the geometry.
-        """
-        tokens: list[Tensor] = []
-        for name, embedding in self.categories.items():
-            rows = len(self.declaration[name]["values"]) + 1
-            index = conditions.get(name)
-            if index is None:
-                index = torch.full((batch,), NULL_CATEGORY, device=device)
-            tokens.append(embedding(index.to(device) % rows))  # -1 wraps to the last row, the null
-        for name, mlp in self.numbers.items():
-            value = conditions.get(name)
-            if value is None:
-                value = torch.full((batch,), math.nan, device=device)
-            value = value.to(device)
-            absent = value.isnan()
-            low, high = self.declaration[name]["range"]
-            scaled = torch.where(absent, 0.0, (value - low) * (2 / (high - low)) - 1)
-            features = torch.cat([scaled[:, None], fourier_features(scaled * (math.pi / 2), NUMBER_FREQUENCIES)], 1)
-            null = self.number_nulls[name]
-            tokens.append(torch.where(absent[:, None], null, mlp(features.to(null.dtype))))
-        if self.geometry is not None:
-            tokens.append(self.geometry(conditions[GRID].to(device)))
-        stacked = torch.stack(tokens, 1) if tokens else torch.zeros(batch, 0, self.width, device=device)
-        return stacked, self._field(conditions, batch, grid) if self.mask else None
-
-    def _field(self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int]) -> Tensor:
-        null = self.mask_null.expand(batch, *grid, -1)
-        mask = conditions.get(self.mask or "")
-        if mask is None:
-            return null
-        folded = fold(mask.to(null.device).movedim(1, -1), self.downsampling)  # [B, x, y, z, f^3]
-        content = torch.cat([folded == label for label in self.labels], -1).to(null.dtype)
-        features = self.mask_convolution(nn.functional.silu(self.mask_mix(content)))
-        absent = mask.flatten(1)[:, 0] == NULL_LABEL
-        return torch.where(absent.to(null.device).view(-1, 1, 1, 1, 1), null.to(features.dtype), features)
 
 
 def has_null(encoded: Tensor) -> bool:

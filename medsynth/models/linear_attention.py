@@ -28,9 +28,10 @@ def linear_attention(
     """Attention with positive features, in time linear in the number of tokens (Katharopoulos 2020, eq. 5).
 
     q: [B, H, N, D] and k: [B, H, M, D], not negative.  v: [B, H, M, E].  Returns [B, H, N, E], in the dtype of v.
-    Leading axes may be any that broadcast. With `turns` [N, D/2] (then N = M) the products of the numerator are those of
-    `rotate`d features, while the denominator stays as it is and so never changes its sign (Su 2021, eq. 19). With `gains`
-    for queries and keys, [D] each, q and k may be any vectors, and their `features` take their place.
+    Leading axes may be any that broadcast, those of k to those of q or v. With `turns` [N, D/2] (then N = M) the products of
+    the numerator are those of `rotate`d features, while the denominator stays as it is and so never changes its sign (Su
+    2021, eq. 19). With `gains` for queries and keys, [D] each, q and k may be any vectors, and their `features` take their
+    place.
 
     Without turns each output is an average of the values, weighted by `q . k`. A query without a positive product with
     any key gets zero, and gradients stay finite: the denominator, a mean over keys, is at least `EPS`. All sums run in

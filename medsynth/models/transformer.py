@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from medsynth.errors import DataError
 from medsynth.models.attention import Attention3D, CrossAttention, Kind
 from medsynth.models.blocks import ChannelNorm, Convolution, checkpointed, fold, product, remade, silu, unfold
-from medsynth.models.conditions import ConditionEncoder, Declaration
+from medsynth.models.condition_encoder import ConditionEncoder
+from medsynth.models.conditions import Declaration
 from medsynth.models.steering import PLACE_WAVES, AngleEncoder, grid_waves
 
 EXPANSION = 2.5
@@ -35,7 +36,7 @@ class GatedConvolution(nn.Module):
     def __init__(self, channels: int, expansion: float, group_width: int) -> None:
         super().__init__()
         step = max(16, group_width)
-        hidden = step * round(channels * expansion / step)
+        hidden = step * max(1, round(channels * expansion / step))
         self.mix_in = nn.Linear(channels, 2 * hidden)
         self.convolution = Convolution(2 * hidden, 2 * hidden, 2 * hidden // group_width)
         self.mix_out = nn.Linear(hidden, channels, bias=False)

@@ -23,7 +23,8 @@ from medsynth.models.blocks import (
     checkpointed,
     remade,
 )
-from medsynth.models.conditions import ConditionEncoder, Declaration
+from medsynth.models.condition_encoder import ConditionEncoder
+from medsynth.models.conditions import Declaration
 from medsynth.models.steering import PLACE_WAVES, AngleEncoder, grid_waves
 
 
@@ -77,7 +78,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
     serves all). The mask condition joins at the input; everything else steers by scale and shift in every block.
     `positions` tells the first level where in the box each place is: convolutions and linear attention cannot know, and
     a crop that is centred on something cannot be learned without it. `cross_attention` lets every level look at a token per
-    condition as well, `checkpointing` trades a third more time for memory. Convolutions run in groups of
+    condition as well, `checkpointing` trades time for memory (docs/scaling.md). Convolutions run in groups of
     `group_width` channels, or full where a width is no multiple of it. The output layer starts at zero. `conditions` is a
     declaration (see `medsynth.models.conditions`) and travels in the config.
     """

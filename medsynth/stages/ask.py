@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medsynth import __version__
+from medsynth.config.base import plain
 from medsynth.config.explain import nearest
 from medsynth.config.generate import Generate, Sampling, ScanFormat, VaryMasks
 from medsynth.config.grid import named_grid
@@ -18,10 +20,11 @@ from medsynth.errors import CohortError, ConfigError, UsageError
 from medsynth.imaging.synthetic.study import check_writable
 from medsynth.models.conditions import encode, steering_values
 from medsynth.progress import Progress
-from medsynth.stages.dataset import check_masks, model_identity, write_dataset
-from medsynth.stages.files import digest, read_json
+from medsynth.stages.dataset import model_identity, write_dataset
+from medsynth.stages.files import digest, read_json, stamp
 from medsynth.stages.given_masks import given_masks, manifest_rows, row_conditions
 from medsynth.stages.request import Request, draw_requests
+from medsynth.stages.scans import check_masks
 from medsynth.stages.training import pick_device
 from medsynth.stages.unfinished import begin, finish
 from medsynth.tracking.registry import resolve
@@ -53,9 +56,9 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
     """Generate into a new folder. Raises UsageError, ConfigError, DataError, ModelFolderError or CohortError."""
     folder = model_folder(question.model, question.tracking_uri)
     pipeline = load_model(folder)
+    name = model_identity(folder)
     provenance = read_json(folder / "provenance.json")
     declaration = pipeline.condition_declaration
-    name = model_identity(folder)
     form: ScanFormat = question.format or "nifti"
     batch_size: BatchSize = "auto"
     if question.again is not None:
@@ -93,7 +96,8 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         return plan
     check_masks(pipeline, requests)
     pipeline = pipeline.to(pick_device(question.device))
-    partial = begin(question.out, _mark(question, requests, name))
+    decided = [name, plain(sampling), pipeline.precision, form]
+    partial = begin(question.out, digest([__version__, *decided, [_row(request) for request in requests]]))
     write_dataset(
         pipeline, requests, sampling, partial, model=name, batch_size=batch_size, progress=progress, form=form
     )
@@ -122,9 +126,11 @@ def model_folder(model: str, tracking_uri: str | None) -> Path:
     return resolve(model, tracking_uri)
 
 
-def _mark(question: Question, requests: Sequence[Request], name: str) -> str:
-    rows = [(request.case, dict(request.conditions), request.seed) for request in requests]
-    return digest([name, rows, [question.model, str(question.masks), list(question.overrides), question.format]])
+def _row(request: Request) -> list[Any]:
+    """All of a request that decides its scan, as JSON."""
+    mask = None if request.mask is None else stamp(request.mask)
+    varied = None if request.variation is None else [request.variation.bend, request.variation.rotation.tolist()]
+    return [request.case, dict(request.conditions), request.seed, mask, varied]
 
 
 def _settings(

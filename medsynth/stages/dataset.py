@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from medsynth import __version__
 from medsynth.cohort.manifest import Case, Manifest
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
 from medsynth.config.generate import Sampling, ScanFormat
 from medsynth.diffusion.batch_size import BatchSize
-from medsynth.diffusion.geometry import centred_affine, grid_of, grids_of
-from medsynth.diffusion.guidance import Guidance
+from medsynth.diffusion.geometry import grids_of
 from medsynth.diffusion.pipeline import LatentVolumePipeline
-from medsynth.errors import DataError
+from medsynth.errors import ModelFolderError
 from medsynth.imaging.intensity import IntensityRule
-from medsynth.imaging.nifti import read_nifti
-from medsynth.imaging.scan import Scan, make_scan, same_grid
+from medsynth.imaging.scan import Scan
 from medsynth.imaging.synthetic.header import DESCRIPTION, Origin
-from medsynth.imaging.synthetic.segmentation import read_segmentation
 from medsynth.imaging.synthetic.study import check_writable
-from medsynth.imaging.vary import varied
+from medsynth.models.conditions import mask_labels
 from medsynth.progress import Progress
 from medsynth.stages.background import Background, Watching
 from medsynth.stages.files import digest, read_json, write_json, write_text
 from medsynth.stages.request import Request
+from medsynth.stages.scans import generate_all
 from medsynth.stages.synthetic_case import DICOM_FOLDER, dicom_study, write_case
+
+MANIFEST = "manifest.csv"
 
 
 def model_identity(folder: Path) -> str:
-    """What rows of synthetic manifests call a model: its pipeline's name and a digest of its files."""
+    """What rows of synthetic manifests call a model: its pipeline's name and a digest of its files. Raises ModelFolderError
+    where the model does not say where it comes from.
+    """
     provenance = read_json(folder / "provenance.json")
+    missing = [name for name in ("pipeline", "profile", "sampling") if name not in provenance]
+    if missing:
+        raise ModelFolderError(
+            f"provenance.json of the model folder: expected {', '.join(missing)}, found none; save the model with the "
+            "provenance that the denoiser stage gives it"
+        )
     return f"{provenance['pipeline']}@{digest(read_json(folder / 'checksums.json'))}"
 
 
@@ -61,6 +67,32 @@ def write_dataset(
     """
     if form != "nifti":
         check_writable(pipeline.geometry["modality"])
+    conditions = declared or declared_conditions(pipeline.condition_declaration)
+    if (folder / MANIFEST).exists():  # it comes last: an earlier call has generated everything
+        manifest = Manifest.read(folder / MANIFEST, conditions)
+    else:
+        _generate(pipeline, requests, sampling, folder, model, batch_size, progress, form)
+        cases = tuple(_case(read_json(folder / "rows" / f"{request.case}.json")) for request in requests)
+        manifest = Manifest(folder, cases, conditions)
+        manifest.write(folder / MANIFEST)
+    _describe(folder, manifest, pipeline, sampling, model, varied_masks=any(request.variation for request in requests))
+    shutil.rmtree(folder / "rows", ignore_errors=True)
+    if form != "dicom" and (folder / "masks").exists() and not any((folder / "masks").iterdir()):
+        (folder / "masks").rmdir()
+    return manifest
+
+
+def _generate(
+    pipeline: LatentVolumePipeline,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    folder: Path,
+    model: str,
+    batch_size: BatchSize,
+    progress: Progress,
+    form: ScanFormat,
+) -> None:
+    """The files and the row of every scan that has no row yet."""
     for name in ("rows",) if form == "dicom" else ("images", "masks", "rows"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     todo = [request for request in requests if not (folder / "rows" / f"{request.case}.json").exists()]
@@ -71,60 +103,6 @@ def write_dataset(
         for request, scan, mask in finished:
             background.do(partial(write, request, scan, mask))
             advance(1)
-    cases = tuple(_case(read_json(folder / "rows" / f"{request.case}.json")) for request in requests)
-    manifest = Manifest(folder, cases, declared or declared_conditions(pipeline.condition_declaration))
-    manifest.write(folder / "manifest.csv")
-    _describe(folder, manifest, pipeline, sampling, model, varied_masks=any(request.variation for request in requests))
-    for row in (folder / "rows").iterdir():
-        row.unlink()
-    (folder / "rows").rmdir()
-    if form != "dicom" and not any((folder / "masks").iterdir()):
-        (folder / "masks").rmdir()
-    return manifest
-
-
-def generate_all(
-    pipeline: LatentVolumePipeline,
-    requests: Sequence[Request],
-    sampling: Sampling,
-    batch_size: BatchSize,
-    *,
-    in_all: Sequence[Request],
-    progress: Progress,
-) -> Iterator[tuple[Request, Scan, Scan | None]]:
-    """Each request with its scan and mask, as they get finished, those of one grid after those of another.
-
-    Masks are read for one batch at a time. `in_all`: the scans for which the size of the batches is chosen, the same
-    before and after an interruption.
-    """
-
-    def alike(request: Request) -> tuple[str, bool]:
-        return str(grid_of(pipeline.geometry, request.conditions)), request.mask is not None
-
-    guidance = Guidance(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
-    counts = Counter(alike(request) for request in in_all)
-    ordered = sorted(requests, key=lambda request: alike(request)[0])
-    with pipeline.keeping():
-        for kind, group in itertools.groupby(ordered, alike):
-            left = list(group)
-            grid, has_mask = grid_of(pipeline.geometry, left[0].conditions), kind[1]
-            while left:
-                size = pipeline.batch_size_for(batch_size, counts[kind], grid=grid, guidance=guidance, masked=has_mask)
-                batch, left = left[:size], left[size:]
-                masks = [mask for request in batch if (mask := _load_mask(pipeline, request)) is not None]
-                volumes = pipeline.stream(
-                    [
-                        {name: request.conditions.get(name) for name in pipeline.condition_declaration}
-                        for request in batch
-                    ],
-                    masks=torch.stack([torch.as_tensor(np.asarray(mask)) for mask in masks]) if masks else None,
-                    seeds=[request.seed for request in batch],
-                    batch_size=size,
-                    progress=progress,
-                    **sampling.model_dump(),
-                )
-                for request, volume in zip(batch, volumes, strict=True):
-                    yield request, volume.scan, volume.mask
 
 
 def _write(
@@ -144,47 +122,6 @@ def _write(
     labels = mask_labels(pipeline.condition_declaration)
     files = write_case(folder, scan, mask, origin, form=form, labels=labels, limits=limits)
     _write_row(request, scan, files, sampling, folder, model, limits)
-
-
-def mask_labels(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Names and values of the mask condition's labels; empty where a model has none."""
-    return next((dict(entry["labels"]) for entry in declaration.values() if entry["kind"] == "mask"), {})
-
-
-def check_masks(pipeline: LatentVolumePipeline, requests: Sequence[Request]) -> None:
-    """Raise DataError for a mask that cannot be used, before anything is written."""
-    for request in {request.mask: request for request in requests}.values():
-        _load_mask(pipeline, request)
-
-
-def _load_mask(pipeline: LatentVolumePipeline, request: Request) -> Scan | None:
-    """A mask of the box of its grid; where it lies in the world does not matter, because a synthetic scan has its own.
-
-    Errors name the scan that was asked for, and not the file: it may be called after a patient.
-    """
-    if request.mask is None:
-        return None
-    geometry = pipeline.geometry
-    grid = grid_of(geometry, request.conditions)
-    like = make_scan(
-        np.zeros(grid.box, np.float32), centred_affine(grid), modality=geometry["modality"], unit=geometry["unit"]
-    )
-    try:
-        if request.mask.suffix == ".dcm":
-            mask = read_segmentation(request.mask, mask_labels(pipeline.condition_declaration), like)
-        else:
-            mask = read_nifti(request.mask)
-    except DataError as error:
-        raise type(error)(f"mask for {request.case}: {error}".replace(request.mask.name, "the file")) from None
-    if tuple(mask.shape) != tuple(like.shape):
-        raise DataError(
-            f"mask for {request.case}: expected {list(like.shape[1:])} voxels, as the model's box, found "
-            f"{list(mask.shape[1:])}; prepare it with the same settings"
-        )
-    labels = np.asarray(mask, dtype=np.uint8)
-    if request.variation is not None:
-        labels = varied(labels[0], grid.spacing_mm, request.variation)[None]
-    return same_grid(like, labels)
 
 
 def _write_row(

@@ -201,5 +201,5 @@ STAGE = Stage(
     needs=("prepare", "autoencoder", "encode"),
     settings=lambda pipeline: [deciding(pipeline.denoiser), declare(pipeline.conditions)],
     run=run,
-    revision=2,
+    revision=3,
 )

@@ -25,9 +25,9 @@ from medsynth.evaluation.volumes import LabelledVolumes
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.imaging.scan import spacing_mm
 from medsynth.progress import Advance, Silent
-from medsynth.stages.dataset import generate_all
 from medsynth.stages.files import write_bytes
 from medsynth.stages.request import Request
+from medsynth.stages.scans import generate_all, try_batch_sizes
 
 AT_ONCE = 8
 SECONDS = "seconds per volume"
@@ -50,6 +50,8 @@ def make_cell(
     """Seconds per volume, of sampling and decoding alone, and the features of all requests' scans."""
     rule, grid = IntensityRule.from_json(pipeline.intensity), common_grid(grids_of(pipeline.geometry))
     spent = 0.0
+
+    try_batch_sizes(pipeline, requests, sampling)
 
     def pieces() -> Iterator[Piece]:
         nonlocal spent

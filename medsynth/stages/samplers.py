@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from medsynth import __version__
 from medsynth.cohort.manifest import Case, Manifest
 from medsynth.config.explain import nearest
 from medsynth.config.generate import Sampling
@@ -32,12 +33,13 @@ from medsynth.models.conditions import encode, mask_name, steering_values
 from medsynth.progress import Advance, Progress
 from medsynth.seeding import derive, numpy_generator
 from medsynth.stages.ask import model_folder
-from medsynth.stages.dataset import check_masks, declared_conditions, model_identity
+from medsynth.stages.dataset import declared_conditions, model_identity
 from medsynth.stages.export.collect import condition_columns
 from medsynth.stages.files import digest, read_json
 from medsynth.stages.request import Request
 from medsynth.stages.sampler_cells import make_cell, read_cell, real_features, write_cell
 from medsynth.stages.sampler_files import summary, write_table
+from medsynth.stages.scans import check_masks
 from medsynth.stages.training import pick_device
 from medsynth.stages.unfinished import begin, finish
 
@@ -69,6 +71,7 @@ def compare_samplers(asked: Comparison, *, dry_run: bool, progress: Progress) ->
     """
     folder = model_folder(asked.model, asked.tracking_uri)
     pipeline = load_model(folder)
+    identity = model_identity(folder)
     stated = validated(Sampling, read_json(folder / "provenance.json")["sampling"], (), strip="sampling")
     choices = _choices(asked, stated)
     cohort = _cohort(asked.real, pipeline)
@@ -81,7 +84,7 @@ def compare_samplers(asked: Comparison, *, dry_run: bool, progress: Progress) ->
     requests = _requests(held_out, pipeline, count, asked.seed)
     encode(pipeline.condition_declaration, [dict(request.conditions) for request in requests])
     facts = {
-        "model": model_identity(folder),
+        "model": identity,
         "real": cohort.digest(),
         "seed": asked.seed,
         "scans_per_choice": count,
@@ -98,7 +101,7 @@ def compare_samplers(asked: Comparison, *, dry_run: bool, progress: Progress) ->
     check_masks(pipeline, requests)
     device = pick_device(asked.device)
     pipeline = pipeline.to(device)
-    partial = begin(asked.out, digest(facts))
+    partial = begin(asked.out, digest([__version__, facts]))
     (partial / CELLS).mkdir(exist_ok=True)
     training = cohort.split("train")
     lesions = all(request.mask for request in requests) and all(case.mask for case in cohort.cases)

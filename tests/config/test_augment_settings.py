@@ -22,6 +22,7 @@ def test_variants_are_all_sets_of_the_axes_and_the_scan_itself_comes_first():
         ("x", "kidney", SIDE),
         ("x", "laterality", CategoryCondition(kind="category", values=("1", "2"))),
         ("x", "lungs", MaskCondition(kind="mask", labels={"left_lung": 1, "right_lung": 2})),
+        ("x", "lungs", MaskCondition(kind="mask", labels={"LeftLung": 1, "RIGHT": 2})),
         ("x", "hand", CategoryCondition(kind="category", values=("L", "R"))),
         ("y", "hippocampus", MaskCondition(kind="mask", labels={"anterior": 1, "posterior": 2})),
         ("z", "lobe", CategoryCondition(kind="category", values=("upper lobe", "lower lobe"))),

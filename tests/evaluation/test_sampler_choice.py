@@ -47,9 +47,13 @@ def test_a_choice_that_is_worse_in_one_space_is_not_recommended() -> None:
     assert chosen == 30
 
 
-def test_where_the_spaces_disagree_the_fewest_decide_and_then_the_calls() -> None:
-    cells = [cell(4, 4, 2.0), cell(8, 8, 1.0, spaces=("one",)), cell(15, 15, 1.0, spaces=("two",))]
-    assert names(cells) == (8, [["one", "two"], ["one"], ["two"]])
+def test_where_the_spaces_disagree_the_one_nearest_to_the_best_of_each_is_taken() -> None:
+    cells = [cell(4, 4, 2.0, spaces=("one",)), cell(8, 8, 2.0), cell(15, 15, 0.5, spaces=("two",)), cell(30, 30, 2.0)]
+    assert names(cells) == (15, [["one"], ["one", "two"], ["two"], ["one", "two"]])
+
+
+def test_the_lowest_of_one_space_is_not_recommended_where_it_is_hopeless_in_the_other() -> None:
+    assert names([cell(4, 4, 9.0, spaces=("one",)), cell(30, 30, 0.6, spaces=("two",))])[0] == 30
 
 
 def test_calls_count_and_not_what_was_allowed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medsynth.models.conditions import Declaration, encode
 from medsynth.seeding import torch_generator
@@ -28,3 +28,21 @@ def inputs(batch: int, grid: tuple[int, int, int] = (4, 6, 4)) -> tuple[Tensor, 
     if batch > 2:
         conditions["nodule"][2] = 255
     return x, angle, conditions
+
+
+def saved_values(network: nn.Module, *given: object) -> int:
+    """Forward and backward; returns how many values the forward pass kept for the backward one, weights aside."""
+    weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = network(*given)
+    count = sum(kept.values())
+    out.square().sum().backward()
+    return count

@@ -203,6 +203,23 @@ def test_linear_kind_is_the_twin_in_its_block() -> None:
     torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["linear", "softmax"])
+def test_rotary_positions_turn_queries_and_keys_in_their_block(kind: str) -> None:
+    block = Attention3D(16, 8, kind, rotary=True).double()
+    randomise(block)
+    x = torch.randn(1, 3, 2, 4, 16, generator=torch_generator(0, "x"), dtype=torch.float64)
+    q, k, v = block.qkv(block.norm(x)).view(1, 24, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    turns = rotary_turns((3, 2, 4), 8, torch.device("cpu")).double()
+    q, k = rms_norm(q, block.q_gain), rms_norm(k, block.k_gain)
+    if kind == "linear":
+        mixed = quadratic_attention(q.relu(), k.relu(), v, turns)
+    else:
+        mixed = ((rotate(q, turns) @ rotate(k, turns).mT) / math.sqrt(8)).softmax(-1) @ v
+    expected = x + block.out(mixed.transpose(1, 2).reshape(x.shape))
+    torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-6)  # the block's turns are float32
+    assert not torch.allclose(block(x.flip(1)), block(x).flip(1), atol=1e-3), "places count, and not only their order"
+
+
 def test_none_passes_the_volume_on() -> None:
     block = Attention3D(8, 8, "none")
     x = torch.randn(1, 2, 2, 2, 8, generator=torch_generator(0, "x"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,15 @@ from torch import Tensor
 
 from medsynth.config.cohort import CategoryCondition, MaskCondition, NumberCondition
 from medsynth.errors import ConfigError
+from medsynth.models.condition_encoder import ConditionEncoder
 from medsynth.models.conditions import (
     NULL_LABEL,
-    ConditionEncoder,
     Declaration,
     declare,
     drop,
     encode,
     mask_name,
+    never_withheld,
     random_drop,
     steering_values,
 )
@@ -135,7 +137,7 @@ def test_drop_sets_only_the_named_conditions_to_null() -> None:
     assert full["diagnosis"].tolist() == [0, 0]
 
 
-def test_random_drop_withholds_the_declared_shares_independently() -> None:
+def test_random_drop_withholds_the_declared_shares_alone_and_together() -> None:
     batch = 20_000
     full = {
         "diagnosis": torch.ones(batch, dtype=torch.int64),
@@ -146,8 +148,12 @@ def test_random_drop_withholds_the_declared_shares_independently() -> None:
     gone = [dropped["diagnosis"] == -1, dropped["diameter_mm"].isnan(), dropped["nodule"].flatten() == NULL_LABEL]
     for absent, share in zip(gone, (0.1, 0.5, 0.25), strict=True):
         assert abs(absent.float().mean().item() - share) < 4 * math.sqrt(share * (1 - share) / batch)
-    both = (gone[0] & gone[1]).float().mean().item()
-    assert abs(both - 0.05) < 4 * math.sqrt(0.05 * 0.95 / batch)
+    alone = [(share - 0.05) / 0.95 for share in (0.1, 0.5, 0.25)]  # half of the smallest share goes to all at once
+    for found, chance in (
+        (gone[0] & gone[1], 0.05 + 0.95 * alone[0] * alone[1]),
+        (gone[0] & gone[1] & gone[2], 0.05 + 0.95 * math.prod(alone)),
+    ):
+        assert abs(found.float().mean().item() - chance) < 4 * math.sqrt(chance * (1 - chance) / batch)
     assert dropped["diagnosis"][~gone[0]].eq(1).all()
 
 
@@ -243,3 +249,29 @@ def test_without_conditions_there_are_no_tokens() -> None:
     assert tokens.shape == (2, 0, 12)
     assert field is None
     assert network.mask_channels == 0
+
+
+def test_a_condition_alone_is_withheld_as_declared_and_one_never_withheld_never() -> None:
+    batch = 20_000
+    full = {"diagnosis": torch.ones(batch, dtype=torch.int64), "size": torch.full((batch,), 9.0)}
+    alone = {"diagnosis": {"kind": "category", "values": ["a", "b"], "dropout": 0.3}}
+    gone = random_drop(alone, {"diagnosis": full["diagnosis"]}, torch_generator(4, "drop"))["diagnosis"] == -1
+    assert abs(gone.float().mean().item() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / batch)
+    always = {**alone, "size": {"kind": "number", "range": [1.0, 9.0], "unit": "mm", "dropout": 0.0}}
+    dropped = random_drop(always, full, torch_generator(4, "drop"))
+    assert not dropped["size"].isnan().any()
+    assert never_withheld(always) == ["size"]
+
+
+@pytest.mark.parametrize("name", ["type", "half", "values", "keys", "training", "copy", "forward", "T_destination"])
+@pytest.mark.parametrize("entry", [DECLARATION["diagnosis"], DECLARATION["diameter_mm"]], ids=["category", "number"])
+def test_a_condition_may_bear_a_name_that_torch_uses(name: str, entry: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    declaration = {name: entry}
+    value = "benign" if entry["kind"] == "category" else 9.0
+    network = ConditionEncoder(declaration, 8, 2, 4)
+    tokens, _ = network(encode(declaration, [{name: value}, {}]), 2, GRID, CPU)
+    assert not torch.equal(tokens[0], tokens[1])
+    again = ConditionEncoder(declaration, 8, 2, 4)
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again(encode(declaration, [{name: value}, {}]), 2, GRID, CPU)[0], tokens)

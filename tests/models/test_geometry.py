@@ -12,8 +12,8 @@ from torch import nn
 from medsynth.config.cohort import CategoryCondition
 from medsynth.config.grid import Grid
 from medsynth.errors import ConfigError
+from medsynth.models.condition_encoder import ConditionEncoder
 from medsynth.models.conditions import (
-    ConditionEncoder,
     Declaration,
     declare,
     drop,

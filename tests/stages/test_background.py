@@ -15,8 +15,9 @@ from medsynth.errors import StorageError
 from medsynth.progress import Silent
 from medsynth.stages import dataset as dataset_module
 from medsynth.stages.background import WAITING, Background, Watching
-from medsynth.stages.dataset import generate_all, write_dataset
+from medsynth.stages.dataset import write_dataset
 from medsynth.stages.request import Request
+from medsynth.stages.scans import generate_all
 from medsynth.stages.synthetic_case import write_case
 
 

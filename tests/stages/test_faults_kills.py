@@ -41,6 +41,8 @@ KILLS = [
     ("denoiser", Strike("medsynth.diffusion.model_folder:_write_json", 4)),
     ("generate", Strike("medsynth.imaging.nifti:_stream", 7, after=True)),
     ("generate", Strike("medsynth.stages.dataset:_describe")),
+    ("generate", Strike("shutil:rmtree")),
+    ("generate", Strike("medsynth.stages.workspace:Workspace.commit")),
     ("evaluate", Strike("medsynth.stages.evaluate:write_report")),
     ("register", Strike("mlflow.tracking.client:MlflowClient.log_model_artifact", 3)),
     ("register", Strike("medsynth.stages.register:set_alias")),
@@ -426,6 +428,18 @@ def test_the_change_of_folders_survives_a_kill_at_any_moment(
         pytest.fail("the commit never came to its end")
 
 
+def test_a_dataset_that_is_whole_is_not_made_again(
+    finished: Path, tiny_file: Path, tmp_path: Path, child: Children
+) -> None:
+    workspace = without(finished, tmp_path / "tiny", "generate")
+    command = ("generate", tiny_file, "--workspace", workspace, "-q")
+    killed = child(*command, strike=Strike("medsynth.stages.workspace:Workspace.commit"))
+    assert killed.code == -signal.SIGKILL
+    again = child(*command, strike=Strike("medsynth.stages.dataset:write_case"))
+    assert again.code == 0, again.err
+    assert result(workspace, "generate") == result(finished, "generate")
+
+
 # --- generating into a folder ------------------------------------------------------------------------------------------
 
 
@@ -445,7 +459,9 @@ def test_an_interrupted_generate_goes_on(finished: Path, tmp_path: Path, child: 
     assert "unfinished work for another request" in other.err
 
     made = Strike("medsynth.stages.dataset:write_case", 3)
-    assert child(*ask, out, strike=made).code == 0, "a scan that was there was made again"
+    assert child("generate", "--set", "batch_size=3", *ask[1:], out, strike=made).code == 0, (
+        "a scan that was there was made again"
+    )
     assert not partial.exists()
     digests = []
     for folder in (tmp_path / "whole", out):
