@@ -61,9 +61,10 @@ def draw_variation(generator: np.random.Generator, rotate_degrees: float, bend: 
 def varied(mask: Labels, spacing_mm: tuple[float, ...], variation: Variation) -> Labels:
     """The mask [X, Y, Z] turned about its centre and bent, with labels 1 and up.
 
-    As many voxels carry a label as before, so that what was measured on the mask's volume stays true: those farthest inside
-    where they came from. Each takes the label that was nearest there. The centre stays where it was; what reaches beyond the
-    box goes on as at its edge.
+    As many voxels carry each label as before, so that what was measured on a label's volume stays true: together those
+    farthest inside where they came from, of them for one label after another, the rarest first, those that came from
+    farther inside it than any other. The centre stays where it was; what reaches beyond the box goes on as at its edge.
+    It is meant for one body, whose size is the measure of how far it is bent: parts far smaller than the whole may break.
     """
     inside = np.argwhere(mask > 0)
     if not len(inside):
@@ -80,26 +81,47 @@ def varied(mask: Labels, spacing_mm: tuple[float, ...], variation: Variation) ->
     low = np.maximum(0, inside.min(0) - margin).astype(int)
     high = np.minimum(mask.shape, inside.max(0) + margin + 1).astype(int)
     region = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    depth, nearest = _depth_and_nearest(mask[region], spacing)
-    candidates = np.flatnonzero(depth > -farthest_mm)
-    found_depth, label = np.empty(len(candidates), np.float32), np.empty(len(candidates), mask.dtype)
-    for start in range(0, len(candidates), SLAB_VOXELS):
-        chosen = slice(start, start + SLAB_VOXELS)
-        voxels = np.stack(np.unravel_index(candidates[chosen], depth.shape), 1)
-        sources = variation.sources((voxels + low - centre) * spacing / radius) - drift
-        sources = (sources * radius / spacing + centre - low).T
-        found_depth[chosen] = map_coordinates(depth, sources, order=1, mode="nearest")
-        label[chosen] = map_coordinates(nearest, sources, order=0, mode="nearest")
-    deepest = np.argsort(-found_depth, kind="stable")[: len(inside)]
-    found = np.zeros(depth.shape, mask.dtype)
-    found.flat[candidates[deepest]] = label[deepest]
+
+    def depths(places: NDArray[np.intp], body: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """How deep in `body` what comes to these places of the region was, in mm, [N]."""
+        depth, found = _depth(body, spacing), np.empty(len(places), np.float32)
+        for start in range(0, len(places), SLAB_VOXELS):
+            chosen = slice(start, start + SLAB_VOXELS)
+            voxels = np.stack(np.unravel_index(places[chosen], depth.shape), 1)
+            sources = variation.sources((voxels + low - centre) * spacing / radius) - drift
+            sources = (sources * radius / spacing + centre - low).T
+            found[chosen] = map_coordinates(depth, sources, order=1, mode="nearest")
+        return found
+
+    cut = mask[region]
+    candidates = np.flatnonzero(_depth(cut > 0, spacing) > -farthest_mm)
+    deepest = np.sort(candidates[np.argsort(-depths(candidates, cut > 0), kind="stable")[: len(inside)]])
+    labels, counts = np.unique(mask[mask > 0], return_counts=True)
+    shares = np.zeros(len(deepest), int)
+    if len(labels) > 1:
+        shares = _shared_out(np.stack([depths(deepest, cut == label) for label in labels]), counts)
+    found = np.zeros(cut.shape, mask.dtype)
+    found.flat[deepest] = labels[shares]
     result = np.zeros_like(mask)
     result[region] = found
     return result
 
 
-def _depth_and_nearest(mask: Labels, spacing_mm: Floats) -> tuple[NDArray[np.float32], Labels]:
-    """Distance to the mask's surface in mm, negative outside, and everywhere the label of the nearest labelled voxel."""
-    outward, places = distance_transform_edt(mask == 0, sampling=spacing_mm, return_indices=True)
-    depth = distance_transform_edt(mask > 0, sampling=spacing_mm) - outward
-    return depth.astype(np.float32), mask[tuple(places)]
+def _depth(body: NDArray[np.bool_], spacing_mm: Floats) -> NDArray[np.float32]:
+    """Distance to the body's surface in mm, negative outside."""
+    outward = distance_transform_edt(~body, sampling=spacing_mm)
+    return (distance_transform_edt(body, sampling=spacing_mm) - outward).astype(np.float32)
+
+
+def _shared_out(depths: NDArray[np.float32], counts: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Which of L bodies each of N voxels goes to, by its depths in them [L, N]: to body l as many as counts[l]."""
+    *rare, last = np.argsort(counts, kind="stable")
+    found = np.full(depths.shape[1], last)
+    left = np.arange(depths.shape[1])
+    for place, body in enumerate(rare):
+        others = [*rare[place + 1 :], last]
+        margin = depths[body, left] - depths[others][:, left].max(0)
+        order = np.argsort(-margin, kind="stable")
+        found[left[order[: counts[body]]]] = body
+        left = np.sort(left[order[counts[body] :]])
+    return found
