@@ -147,10 +147,26 @@ def generate(
             raise UsageError(
                 "generate: expected --format nifti or both with a PIPELINE, found dicom; `evaluate` reads the NIfTI files"
             )
+        instead = {
+            "--count": (count, "--set generate.count=N"),
+            "--condition": (condition, "--set generate.conditions.NAME=VALUE, or generate.counts"),
+            "--masks": (masks, "the masks of the training split are taken"),
+            "--out": (out, "--workspace"),
+            "--again": (again, "--model"),
+            "--case": (case, "--model"),
+            "--tracking-uri": (tracking_uri, "--set tracking.uri=URI"),
+        }
+        for option, (value, other) in instead.items():
+            if value:
+                raise UsageError(f"generate: expected {option} with --model alone, found a PIPELINE; instead: {other}")
         asked = {"format": format_, "grid": grid}
         changes = [*(set_ or []), *(f"generate.{key}={value}" for key, value in asked.items() if value)]
         _execute(pipeline, "generate", workspace, changes, seed, device, dry_run, force, json_, quiet)
         return
+    if case and again is None:
+        raise UsageError("generate: expected --case with --again MANIFEST, found it alone; leave it out")
+    if force:
+        raise UsageError("generate: expected no --force with --model, which never overwrites; choose another --out")
     from medsynth.verbs import generate_from_model
 
     summary = generate_from_model(

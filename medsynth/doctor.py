@@ -51,7 +51,7 @@ def examine(workspace: Path) -> dict[str, Any]:
         "memory_free_gb": round(psutil.virtual_memory().available / 1e9, 1),
         "disk_free_gb": round(shutil.disk_usage(place).free / 1e9, 1),
         "workspace": str(workspace),
-        "workspace_writable": os.access(place, os.W_OK),
+        "workspace_writable": place.is_dir() and os.access(place, os.W_OK),
         "workspace_file_system": kind,
         "sqlite": "warning: SQLite is unsafe on a network file system; set tracking.uri to a server, or use a local workspace"
         if networked

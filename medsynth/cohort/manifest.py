@@ -33,7 +33,7 @@ LATER = ("resampled",)
 GENERATION = ("model", "seed", "sampler", "evaluations", "guidance")
 """Columns that only synthetic cases have: enough, with the conditions, to draw the same voxels again."""
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -154,8 +154,9 @@ class Manifest:
                 for cases, word in ((missing, "missing"), (altered, "altered"))
                 if cases
             ]
+            again = "generate" if self.cases[0].origin == "synthetic" else "prepare the cohort"
             raise DataError(
-                f"expected the files that the manifest lists, found {', '.join(found)}; prepare the cohort again"
+                f"expected the files that the manifest lists, found {', '.join(found)}; {again} again (--force)"
             )
 
     def check_training_values(self) -> None:
@@ -277,7 +278,7 @@ def _faults(case: Case, declared: Mapping[str, Condition]) -> list[str]:
     """What is wrong with one case by itself."""
     splits = SPLITS if case.origin == "real" else ("train", "synthetic")
     rules = {
-        "case: expected letters, digits, dots, dashes and underscores": _SAFE_NAME.fullmatch(case.case),
+        "case: expected letters, digits, dots, dashes and underscores": SAFE_NAME.fullmatch(case.case),
         "patient: the pseudonym is missing": case.patient or case.origin == "synthetic",
         f"origin: expected {' or '.join(ORIGINS)}": case.origin in ORIGINS,
         f"split: expected {', '.join(splits)} for a {case.origin} case": case.origin not in ORIGINS

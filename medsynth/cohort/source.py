@@ -6,6 +6,7 @@ Everything that is wrong with a table comes out at once, by row; what a cell say
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -15,9 +16,10 @@ from medsynth.cohort.table import Mistakes, Row, Table, nearest, read_table
 from medsynth.config.cohort import CategoryCondition, Condition, CsvCohort, FolderCohort, MaskCondition, NumberCondition
 from medsynth.errors import CohortError, UnreadableError
 
-TABLE_COLUMNS = ("patient", "image", "mask", "series", "split", "usable")
+TABLE_COLUMNS = ("patient", "image", "mask", "series", "split", "usable", "modality")
 """Columns of a cohort's table that have a meaning of their own; `patient` and `image` are required."""
 
+MODALITY = re.compile(r"[A-Z]{2,6}")
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 Value = str | float | None
@@ -36,6 +38,8 @@ class SourceCase:
     split: str | None
     conditions: dict[str, Value]
     """Categories and numbers; None for one that is derived later."""
+    modality: str | None = None
+    """DICOM's code for it, which a NIfTI file cannot say itself."""
 
 
 def read_sources(cohort: CsvCohort | FolderCohort, conditions: Mapping[str, Condition]) -> list[SourceCase]:
@@ -123,7 +127,11 @@ def _case(
         for name, condition in _columns(conditions).items()
     }
     values |= {name: None for name, condition in conditions.items() if _derived(condition)}
-    return SourceCase(row.line, cells["patient"], image, mask, cells.get("series") or None, split, values)
+    modality = cells.get("modality", "").upper() or None
+    if modality is not None and not MODALITY.fullmatch(modality):
+        mistakes.add("modality: expected DICOM's code, such as CT or MR; correct the cell, or leave it empty", row.line)
+    series = cells.get("series") or None
+    return SourceCase(row.line, cells["patient"], image, mask, series, split, values, modality)
 
 
 def _path(cell: str, root: Path, column: str, line: int, mistakes: Mistakes) -> Path:

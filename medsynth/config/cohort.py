@@ -94,6 +94,12 @@ class MaskCondition(Settings):
     dropout: Fraction = 0.1
     steer: bool = True
 
+    @model_validator(mode="after")
+    def _different(self) -> MaskCondition:
+        if len(set(self.labels.values())) < len(self.labels):
+            raise ValueError("labels must have values that are different from each other")
+        return self
+
 
 Condition = Annotated[CategoryCondition | NumberCondition | MaskCondition, Field(discriminator="kind")]
 

@@ -126,7 +126,7 @@ class Generate(Settings):
     counts: dict[str, Annotated[int, Field(ge=0)]] = {}
     """Instead of `count` and `balance`: how many of each value of `by`."""
     by: Name | None = None
-    """The category that `even` balances; the first steering one unless given."""
+    """The category that `even` balances; the first one unless given."""
     conditions: dict[Name, str | float | int] = {}
     """Values fixed for every scan."""
     grid: Annotated[str | None, Field(exclude_if=lambda grid: grid is None)] = None

@@ -39,9 +39,10 @@ RESERVED = frozenset(
         "intensity_low",
         "intensity_high",
         "resampled",
+        "share",
     ]
 )
-"""Columns of the manifest that a condition's name must leave alone."""
+"""Columns of the manifest, and a word of a model's profile, that a condition's name must leave alone."""
 LEAST_OPPOSED = 4
 """Voxels per axis that the patch discriminator's convolutions need."""
 MAISI_HU = 1000
@@ -72,7 +73,7 @@ class Pipeline(Settings):
         wrong: list[str] = []
         clash = sorted(RESERVED & set(self.conditions))
         if clash:
-            wrong.append(f"conditions.{clash[0]}: this is a column of the manifest; choose another name")
+            wrong.append(f"conditions.{clash[0]}: this is a word of the manifest; choose another name")
         if sum(isinstance(c, MaskCondition) for c in self.conditions.values()) > 1:
             wrong.append("conditions: expected at most one condition of kind mask")
         categories = [name for name, c in self.conditions.items() if isinstance(c, CategoryCondition)]

@@ -28,6 +28,8 @@ def presets(section: str) -> dict[str, Path]:
 
 def copy_out(target: Path) -> list[Path]:
     """Copy pipelines and presets into `target`. Raises UsageError rather than overwrite a file."""
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"expected a folder, or a new name for one, found the file {target}; choose another")
     sources = [(path, target / folder / path.relative_to(shipped(folder)))
                for folder in ("pipelines", "configs") for path in sorted(shipped(folder).rglob("*.yaml"))]  # fmt: skip
     taken = [str(to) for _, to in sources if to.exists()]

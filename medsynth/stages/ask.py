@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medsynth import __version__
+from medsynth.cohort.manifest import SAFE_NAME
 from medsynth.config.base import plain
 from medsynth.config.explain import nearest
 from medsynth.config.generate import Generate, Sampling, ScanFormat, VaryMasks
@@ -15,10 +18,11 @@ from medsynth.config.grid import named_grid
 from medsynth.config.load import validated
 from medsynth.diffusion.batch_size import BatchSize
 from medsynth.diffusion.geometry import grids_of
+from medsynth.diffusion.guidance import Guidance
 from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import CohortError, ConfigError, UsageError
 from medsynth.imaging.synthetic.study import check_writable
-from medsynth.models.conditions import encode, steering_values
+from medsynth.models.conditions import encode, never_withheld, steering_values, withholdable
 from medsynth.progress import Progress
 from medsynth.stages.dataset import model_identity, write_dataset
 from medsynth.stages.files import digest, read_json, stamp
@@ -26,7 +30,7 @@ from medsynth.stages.given_masks import given_masks, manifest_rows, row_conditio
 from medsynth.stages.request import Request, draw_requests
 from medsynth.stages.scans import check_masks
 from medsynth.stages.training import pick_device
-from medsynth.stages.unfinished import begin, finish
+from medsynth.stages.unfinished import check_new, unfinished
 from medsynth.tracking.registry import resolve
 
 DEFAULT_COUNT = 16
@@ -68,7 +72,7 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         _check_grid(pipeline.geometry, settings.grid)
         sampling, form = settings.sampling, question.format or settings.format
         batch_size, pipeline.precision = settings.batch_size, settings.precision
-        masks = given_masks(question.masks, declaration)
+        masks = given_masks(question.masks, declaration, say)
         if not masks and any(entry["kind"] == "mask" for entry in declaration.values()):
             say("no masks given: the scans are generated without their mask condition; --masks FOLDER gives them one")
         if masks and not settings.vary_masks.any:
@@ -83,6 +87,8 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         )
     # A value that the model never saw is told before anything is written.
     encode(declaration, [steering_values(declaration, request.conditions) for request in requests])
+    guidance = Guidance(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
+    guidance.check(withholdable(declaration), never_withheld(declaration))
     if form != "nifti":
         check_writable(pipeline.geometry["modality"])
     plan = {
@@ -92,16 +98,18 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         "sampler": sampling.sampler,
         "format": form,
     }
+    check_new(question.out)
+    empty = check_masks(pipeline, requests)
+    if empty:
+        say(f"{empty} of the masks are empty: scans are asked for without anything there")
     if dry_run:
         return plan
-    check_masks(pipeline, requests)
     pipeline = pipeline.to(pick_device(question.device))
     decided = [name, plain(sampling), pipeline.precision, form]
-    partial = begin(question.out, digest([__version__, *decided, [_row(request) for request in requests]]))
-    write_dataset(
-        pipeline, requests, sampling, partial, model=name, batch_size=batch_size, progress=progress, form=form
-    )
-    finish(partial, question.out)
+    with unfinished(question.out, digest([__version__, *decided, [_row(request) for request in requests]])) as partial:
+        write_dataset(
+            pipeline, requests, sampling, partial, model=name, batch_size=batch_size, progress=progress, form=form
+        )
     return {**plan, "manifest": str(question.out / "manifest.csv")}
 
 
@@ -118,7 +126,7 @@ def model_folder(model: str, tracking_uri: str | None) -> Path:
     """The folder that the user named, or the one behind a name in the registry. Raises UsageError."""
     if not model.startswith("models:/"):
         return Path(model)
-    if tracking_uri is None:
+    if tracking_uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise UsageError(
             f"{model}: expected the registry that holds it, found none; give --workspace FOLDER of the experiment "
             "or --tracking-uri URI"
@@ -150,21 +158,29 @@ def _settings(
             )
         kind = declaration[name]["kind"]
         wanted, colon, number = value.rpartition(":")
-        if kind == "category" and colon and number.isdigit():
+        counting = kind == "category" and bool(colon) and number.isdigit()
+        if name in fixed or (counts and name == by and not counting) or wanted in counts:
+            raise ConfigError(
+                [f"--condition {text}: expected {name} to be asked for once, found it before; leave one out"]
+            )
+        if counting:
             if name != by:
                 raise ConfigError([f"--condition {text}: expected counts for {by} alone, found {name}"])
             counts[wanted] = int(number)
         elif kind == "number":
-            try:
-                fixed[name] = float(value)
-            except ValueError:
-                raise ConfigError([f"--condition {text}: expected a number, found {value!r}"]) from None
+            fixed[name] = _number(text, value)
         elif kind == "geometry":
             grid = value
         elif kind == "mask":
             raise ConfigError([f"--condition {text}: a mask is given with --masks FOLDER"])
         else:
             fixed[name] = value
+    if counts and not sum(counts.values()):
+        raise ConfigError(["--condition: expected a count above 0, found none; leave out what is not wanted"])
+    if counts and by in fixed:
+        raise ConfigError([f"--condition: expected {by} as one value or as counts, found both; leave one out"])
+    if question.count and counts:
+        raise ConfigError(["--count: expected either a number of scans or counts per value, found both; leave one out"])
     base: dict[str, Any] = {
         "count": question.count or (sum(counts.values()) or DEFAULT_COUNT),
         "conditions": fixed,
@@ -174,7 +190,30 @@ def _settings(
     }
     if grid is not None:
         base["grid"] = grid
-    return validated(Generate, base, question.overrides, strip="generate")
+    settings = validated(Generate, base, question.overrides, strip="generate")
+    mistakes = []
+    if question.count and settings.count != question.count:
+        mistakes.append("--count: expected one number of scans, found another in --set count; leave one out")
+    if settings.ratio_of_training is not None:
+        mistakes.append("ratio_of_training: a model does not hold its training scans; give --count instead")
+    mistakes += [
+        f"conditions.{key}: expected one of {', '.join(declaration)}{nearest(key, declaration)}"
+        for key in settings.conditions
+        if key not in declaration
+    ]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return settings
+
+
+def _number(text: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError([f"--condition {text}: expected a number, found {value!r}"])
+    return number
 
 
 def _rows_again(
@@ -195,14 +234,26 @@ def _rows_again(
         )
     if not place.is_file():
         raise UsageError(f"{place}: expected the manifest.csv of a synthetic dataset, found none")
-    rows = [row for row in manifest_rows(place) if not question.cases or row["case"] in question.cases]
-    if not rows:
-        raise CohortError(
-            f"{place}: expected the cases that were asked for, found none of them; look at its column `case`"
-        )
-    missing = sorted({"case", "seed", "sampler", "evaluations", "guidance", "model"} - set(rows[0]))
-    if missing:
+    every = manifest_rows(place)
+    needed = {"case", "seed", "sampler", "evaluations", "guidance", "model", "mask"}
+    if missing := sorted(needed - set(every[0] if every else [])):
         raise CohortError(f"{place}: expected the column {missing[0]} of a synthetic manifest, found none")
+    rows = [row for row in every if not question.cases or row["case"] in question.cases]
+    absent = sorted(set(question.cases) - {row["case"] for row in rows})
+    if absent or not rows:
+        found = f"not all of them ({absent[0]} is missing)" if rows else "none of them"
+        raise CohortError(f"{place}: expected the cases that were asked for, found {found}; look at its column `case`")
+    names = [row["case"] for row in rows]
+    if len(set(names)) < len(names) or not all(SAFE_NAME.fullmatch(name) for name in names):
+        raise CohortError(
+            f"{place}: expected a name of its own for every case, of letters, digits, dots, dashes and underscores, found "
+            "others; take the manifest as it was written"
+        )
+    if not all(row["seed"].isdigit() for row in rows):
+        raise CohortError(
+            f"{place}: expected whole numbers in the column `seed`, found others; a spreadsheet rounds them: take the manifest "
+            "as it was written"
+        )
     kinds = {(row["sampler"], row["evaluations"], row["guidance"], row["model"]) for row in rows}
     if len(kinds) > 1:
         raise CohortError(

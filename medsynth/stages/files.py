@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from medsynth.errors import UnreadableError
+
 INTENT = "intent.json"
 """In a folder that is not finished: the digest of what it is to be made from."""
 HALF_WRITTEN = (".*.part", ".*.tmp")
@@ -38,8 +40,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The JSON value in `path`. Raises UnreadableError where it is none any more."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UnreadableError(
+            f"{path}: expected what an earlier run wrote, found it damaged; delete it, so that its folder is made again"
+        ) from None
 
 
 def digest(value: Any) -> str:

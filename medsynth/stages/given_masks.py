@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from medsynth.cohort.table import read_table
 from medsynth.config.grid import GRID, Grid, find_grid, named_grid
 from medsynth.errors import CohortError, DataError, UsageError
 from medsynth.imaging.nifti import read_nifti
@@ -16,26 +18,41 @@ from medsynth.stages.request import MaskSource, Value
 Declaration = Mapping[str, Mapping[str, Any]]
 
 
-def given_masks(place: Path | None, declaration: Declaration) -> list[MaskSource]:
+FILES = (".nii", ".nii.gz")
+KNOWN_COLUMNS = ("case", "origin", "split", "image", "mask", "shape", "spacing_mm", "seed", "sampler", "model")
+"""By which the separator of a manifest is found that a spreadsheet has written."""
+
+
+def given_masks(place: Path | None, declaration: Declaration, say: Callable[[str], None]) -> list[MaskSource]:
     """The masks at `place`, with the conditions of their rows and, where the model has several grids, their grid.
 
-    A manifest's masks that lie on none of the model's grids are left out; a file of a folder that does is an error.
-    Raises UsageError for a model without a mask condition, CohortError where there are none, DataError.
+    Of a manifest of real scans only those of the training split are taken: the others are kept for judging. Its masks that
+    lie on none of the model's grids are left out too; a file of a folder that does is an error. Raises UsageError for a model
+    without a mask condition, CohortError where there are none, DataError.
     """
     if place is None:
         return []
     if not any(entry["kind"] == "mask" for entry in declaration.values()):
         raise UsageError("--masks: this model takes no mask condition; leave the option out")
+    grids = known_grids(declaration)
     if place.is_dir():
-        found = list(_of_folder(place, known_grids(declaration)))
+        found = list(_of_files(sorted(path for path in place.iterdir() if path.name.endswith(FILES)), grids))
+    elif place.name.endswith(FILES) and place.is_file():
+        found = list(_of_files([place], grids))
     elif place.is_file():
-        found = list(_of_manifest(place, declaration))
+        rows = [row for row in manifest_rows(place) if row.get("mask")]
+        kept = [row for row in rows if row.get("origin") != "real" or row.get("split") in (None, "", "train")]
+        if len(kept) < len(rows):
+            say(
+                f"{len(rows) - len(kept)} masks of validation and test patients are left aside: scans made for them would "
+                "let a classifier know the scans that it is judged on"
+            )
+        found = list(_of_rows(kept, place.parent, declaration))
     else:
         found = []
     if not found:
         raise CohortError(
-            f"{place}: expected mask files (.nii, .nii.gz) or a manifest.csv that names some"
-            f"{_on(known_grids(declaration))}, found none"
+            f"{place}: expected mask files (.nii, .nii.gz) or a manifest.csv that names some{_on(grids)}, found none"
         )
     return found
 
@@ -49,9 +66,13 @@ def known_grids(declaration: Declaration) -> tuple[Grid, ...]:
 
 
 def manifest_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a manifest as text."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    """The rows of a manifest as text, a decimal comma read as a point. Raises UnreadableError or CohortError."""
+    table = read_table(path, KNOWN_COLUMNS)
+    return [{name: _pointed(cell, table.decimal_comma) for name, cell in row.cells.items()} for row in table.rows]
+
+
+def _pointed(cell: str, decimal_comma: bool) -> str:
+    return re.sub(r"\A(-?\d+),(\d+)\Z", r"\1.\2", cell) if decimal_comma else cell
 
 
 def row_conditions(row: Mapping[str, str], declaration: Declaration) -> dict[str, Value]:
@@ -65,10 +86,20 @@ def row_conditions(row: Mapping[str, str], declaration: Declaration) -> dict[str
             case "geometry":
                 found[name] = _named(known_grids(declaration), f"{row.get('shape', '')}@{row.get('spacing_mm', '')}")
             case "number":
-                found[name] = float(text) if text else None
+                found[name] = _number(name, text) if text else None
             case _:
                 found[name] = text or None
     return found
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise CohortError(f"{name}: expected a number in every row, found something else; correct the manifest")
+    return number
 
 
 def _named(grids: tuple[Grid, ...], text: str) -> str | None:
@@ -79,17 +110,15 @@ def _named(grids: tuple[Grid, ...], text: str) -> str | None:
         return None
 
 
-def _of_manifest(place: Path, declaration: Declaration) -> Iterator[MaskSource]:
+def _of_rows(rows: Iterable[Mapping[str, str]], folder: Path, declaration: Declaration) -> Iterator[MaskSource]:
     several = bool(known_grids(declaration))
-    for row in manifest_rows(place):
-        if row.get("mask"):
-            conditions = row_conditions(row, declaration)
-            if not several or conditions[GRID] is not None:
-                yield MaskSource(place.parent / row["mask"], conditions)
+    for row in rows:
+        conditions = row_conditions(row, declaration)
+        if not several or conditions[GRID] is not None:
+            yield MaskSource(folder / row["mask"], conditions)
 
 
-def _of_folder(place: Path, grids: tuple[Grid, ...]) -> Iterator[MaskSource]:
-    paths = sorted(path for path in place.iterdir() if path.name.endswith((".nii", ".nii.gz")))
+def _of_files(paths: Iterable[Path], grids: tuple[Grid, ...]) -> Iterator[MaskSource]:
     for number, path in enumerate(paths, start=1):
         yield MaskSource(path, {GRID: str(_grid_of_file(path, number, grids))} if grids else {})
 

@@ -195,7 +195,11 @@ def _read(job: Job, witness: Witness) -> tuple[Scan, Scan | None]:
         spacing = job.geometry_mm or (1.0, 1.0, 1.0)
         return make_scan(source.voxels, np.diag([*spacing, 1.0]), modality="OT", unit="arbitrary"), None
     # A window in HU says that the cohort is CT; a NIfTI file cannot say so itself.
-    modality = "CT" if job.prepare.intensity.kind == "hu_window" else None
+    modality = "CT" if job.prepare.intensity.kind == "hu_window" else source.modality
+    if source.modality not in (None, modality):
+        raise DataError(
+            f"expected CT, because prepare.intensity is a window in HU, found {source.modality} in the table; correct either"
+        )
     scan = read_scan(
         source.image,
         deidentifier=witness,

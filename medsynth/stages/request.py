@@ -61,7 +61,9 @@ def draw_requests(
             fixed[GRID] = grid
         source = _mask_for(masks, fixed, generator)
         drawn = (
-            dict(source.conditions) if source else _draw(profile, declaration, fixed.get(by) if by else None, generator)
+            dict(source.conditions)
+            if source
+            else _draw(profile, declaration, by, fixed.get(by) if by else None, generator)
         )
         conditions = {
             name: fixed.get(name, drawn.get(name)) for name in declaration if declaration[name]["kind"] != "mask"
@@ -100,6 +102,8 @@ def _values(
     """The balanced category's value for each scan, interleaved so that any first part is balanced too."""
     if by is None:
         return [None] * count
+    if (by in declaration and declaration[by]["kind"] != "category") or (by not in declaration and by != profile["by"]):
+        raise ConfigError([f"generate.by: expected a category that the model knows, found {by!r}"])
     known = list(declaration[by]["values"]) if by in declaration else list(profile["values"])
     unknown = sorted(set(settings.counts) - set(known))
     if unknown:
@@ -115,12 +119,27 @@ def _values(
         return order
     if by in settings.conditions:
         return [str(settings.conditions[by])] * count
-    seen = [value for value in known if value in profile["values"]]
+    shares = {value: share for value in known if (share := _share(profile, by, value)) > 0}
+    seen = list(shares)
+    if not seen:
+        raise ConfigError(
+            [f"generate.by: expected a category whose values the training split tells, found {by!r}; choose another"]
+        )
     if settings.balance == "even":
         return [seen[number % len(seen)] for number in range(count)]
-    shares = np.array([profile["values"][value]["share"] for value in seen])
-    drawn = numpy_generator(seed, "request values").choice(len(seen), size=count, p=shares / shares.sum())
+    weights = np.array(list(shares.values()))
+    drawn = numpy_generator(seed, "request values").choice(len(seen), size=count, p=weights / weights.sum())
     return [seen[int(place)] for place in drawn]
+
+
+def _share(profile: Mapping[str, Any], by: str, value: str, group: str | None = None) -> float:
+    """Share of the training split, or of one of the profile's groups in it, that has this value of a category."""
+    total = 0.0
+    for name, entry in profile["values"].items():
+        if group is None or name == group:
+            within = float(name == value) if by == profile["by"] else float(entry.get(by, {}).get(value, 0.0))
+            total += entry["share"] * within
+    return total
 
 
 def _mask_for(
@@ -135,7 +154,7 @@ def _mask_for(
     if not fitting:
         wanted = ", ".join(f"{name}={value}" for name, value in fixed.items())
         raise ConfigError(
-            [f"generate: expected a mask of a case with {wanted}, found none; relax the conditions or give masks"]
+            [f"generate: expected a mask of a training case with {wanted}, found none; relax the conditions"]
         )
     return fitting[int(generator.integers(len(fitting)))]
 
@@ -148,12 +167,18 @@ def _variation(settings: Generate, generator: np.random.Generator) -> Variation 
 def _draw(
     profile: Mapping[str, Any],
     declaration: Mapping[str, Mapping[str, Any]],
+    by: str | None,
     value: Value,
     generator: np.random.Generator,
 ) -> dict[str, Value]:
     """Conditions that go with one value of the balanced category, from the training split's shares and quantiles."""
     groups = profile["values"]
-    entry = groups.get(str(value)) or groups[max(groups, key=lambda name: groups[name]["share"])]
+    likely = {name: _share(profile, by, str(value), name) if by else groups[name]["share"] for name in groups}
+    if by == profile["by"] or not sum(likely.values()):
+        entry = groups.get(str(value)) or groups[max(groups, key=lambda name: groups[name]["share"])]
+    else:
+        weights = np.array(list(likely.values()))
+        entry = groups[list(groups)[int(generator.choice(len(groups), p=weights / weights.sum()))]]
     drawn: dict[str, Value] = {}
     for name, stated in entry.items():
         if name == "share" or name not in declaration:

@@ -41,7 +41,7 @@ from medsynth.stages.sampler_cells import make_cell, read_cell, real_features, w
 from medsynth.stages.sampler_files import summary, write_table
 from medsynth.stages.scans import check_masks
 from medsynth.stages.training import pick_device
-from medsynth.stages.unfinished import begin, finish
+from medsynth.stages.unfinished import unfinished
 
 EVALUATIONS = (4, 8, 15, 30, 60)
 FEWEST, MOST = 32, 128
@@ -101,17 +101,16 @@ def compare_samplers(asked: Comparison, *, dry_run: bool, progress: Progress) ->
     check_masks(pipeline, requests)
     device = pick_device(asked.device)
     pipeline = pipeline.to(device)
-    partial = begin(asked.out, digest([__version__, facts]))
-    (partial / CELLS).mkdir(exist_ok=True)
-    training = cohort.split("train")
-    lesions = all(request.mask for request in requests) and all(case.mask for case in cohort.cases)
-    cells = _cells(pipeline, choices, requests, partial / CELLS, device, progress, lesions=lesions)
-    with progress.task("measuring real scans", len(training.cases) + len(held_out.cases)) as advance:
-        real, judge = (_real(part, pipeline, device, advance, lesions=lesions) for part in (training, held_out))
-    table = tabulate(cells, real, judge, RESAMPLING, asked.seed)
-    write_table(partial, table, stated, {**facts, "training_scans": len(training.cases)}, RESAMPLING)
-    shutil.rmtree(partial / CELLS)
-    finish(partial, asked.out)
+    with unfinished(asked.out, digest([__version__, facts])) as partial:
+        (partial / CELLS).mkdir(exist_ok=True)
+        training = cohort.split("train")
+        lesions = all(request.mask for request in requests) and all(case.mask for case in cohort.cases)
+        cells = _cells(pipeline, choices, requests, partial / CELLS, device, progress, lesions=lesions)
+        with progress.task("measuring real scans", len(training.cases) + len(held_out.cases)) as advance:
+            real, judge = (_real(part, pipeline, device, advance, lesions=lesions) for part in (training, held_out))
+        table = tabulate(cells, real, judge, RESAMPLING, asked.seed)
+        write_table(partial, table, stated, {**facts, "training_scans": len(training.cases)}, RESAMPLING)
+        shutil.rmtree(partial / CELLS)
     return {**facts, "out": str(asked.out), **summary(table, stated)}
 
 

@@ -16,8 +16,9 @@ from medsynth.diffusion.geometry import centred_affine, grid_of
 from medsynth.diffusion.guidance import Guidance
 from medsynth.diffusion.pipeline import LatentVolumePipeline
 from medsynth.errors import DataError
+from medsynth.imaging.grid import in_axis_order_of
 from medsynth.imaging.nifti import read_nifti
-from medsynth.imaging.scan import Scan, make_scan, same_grid
+from medsynth.imaging.scan import Scan, describe_mm, make_scan, same_grid, spacing_mm
 from medsynth.imaging.synthetic.segmentation import read_segmentation
 from medsynth.imaging.vary import varied
 from medsynth.models.conditions import mask_labels
@@ -86,16 +87,18 @@ def _batch_size(
     return pipeline.batch_size_for(wanted, count, grid=grid, guidance=guidance, masked=request.mask is not None)
 
 
-def check_masks(pipeline: LatentVolumePipeline, requests: Sequence[Request]) -> None:
-    """Raise DataError for a mask that cannot be used, before anything is written."""
-    for request in {request.mask: request for request in requests}.values():
-        _load_mask(pipeline, request)
+def check_masks(pipeline: LatentVolumePipeline, requests: Sequence[Request]) -> int:
+    """Raise DataError for a mask that cannot be used, before anything is written. Returns how many hold no label at all."""
+    masks = [_load_mask(pipeline, request) for request in {request.mask: request for request in requests}.values()]
+    return sum(mask is not None and not bool(mask.as_tensor().any()) for mask in masks)
 
 
 def _load_mask(pipeline: LatentVolumePipeline, request: Request) -> Scan | None:
-    """A mask of the box of its grid; where it lies in the world does not matter, because a synthetic scan has its own.
+    """A mask of the box and spacing of its grid, turned so that its axes run as the model's; where it lies in the world does
+    not matter, because a synthetic scan has its own place.
 
-    Errors name the scan that was asked for, and not the file: it may be called after a patient.
+    Raises DataError where it is on another grid or holds other values than the declared labels. Errors name the scan that was
+    asked for, and not the file: it may be called after a patient.
     """
     if request.mask is None:
         return None
@@ -108,15 +111,23 @@ def _load_mask(pipeline: LatentVolumePipeline, request: Request) -> Scan | None:
         if request.mask.suffix == ".dcm":
             mask = read_segmentation(request.mask, mask_labels(pipeline.condition_declaration), like)
         else:
-            mask = read_nifti(request.mask)
+            mask = in_axis_order_of(read_nifti(request.mask), like)
     except DataError as error:
         raise type(error)(f"mask for {request.case}: {error}".replace(request.mask.name, "the file")) from None
-    if tuple(mask.shape) != tuple(like.shape):
+    if not grid.fits(mask.shape[1:], spacing_mm(mask)):
         raise DataError(
-            f"mask for {request.case}: expected {list(like.shape[1:])} voxels, as the model's box, found "
-            f"{list(mask.shape[1:])}; prepare it with the same settings"
+            f"mask for {request.case}: expected {list(grid.box)} voxels of {describe_mm(grid.spacing_mm)}, as the model's box, "
+            f"found {list(mask.shape[1:])} of {describe_mm(spacing_mm(mask))}; prepare it with the same settings"
         )
-    labels = np.asarray(mask, dtype=np.uint8)
+    values, declared = np.asarray(mask), mask_labels(pipeline.condition_declaration)
+    unknown = np.setdiff1d(values, [0, *declared.values()])
+    if len(unknown):
+        stated = ", ".join(f"{value} ({name})" for name, value in declared.items())
+        raise DataError(
+            f"mask for {request.case}: expected no values but 0 and {stated}, found {len(unknown)} others, such as "
+            f"{unknown[0]:g}; renumber its labels"
+        )
+    labels = values.astype(np.uint8)
     if request.variation is not None:
         labels = varied(labels[0], grid.spacing_mm, request.variation)[None]
     return same_grid(like, labels)

@@ -164,6 +164,19 @@ QUESTIONS = [
     (["--masks", "nowhere"], 3, "expected mask files"),
     (["--again", "nowhere.csv"], 2, "leave out"),
     (["--device", "cuda:99"], 2, "device"),
+    (["--condition", "diameter_mm=nan"], 2, "expected a number"),
+    (["--condition", "diagnosis=malignant:0"], 2, "above 0"),
+    (["--condition", "diagnosis=benign", "--condition", "diagnosis=malignant:2"], 2, "asked for once"),
+    (["--condition", "diagnosis=benign", "--condition", "diagnosis=malignant"], 2, "asked for once"),
+    (["--count", "5", "--condition", "diagnosis=malignant:2"], 2, "leave one out"),
+    (["--count", "5", "--set", "count=3"], 2, "leave one out"),
+    (["--set", "conditions.diagnose=malignant"], 2, "did you mean diagnosis?"),
+    (["--set", "ratio_of_training=2"], 2, "--count"),
+    (["--set", "sampling.guidance={diagnos: 2}"], 2, "did you mean diagnosis?"),
+    (["--set", "by=diameter_mm"], 2, "expected a category"),
+    (["--set", "by=age"], 2, "expected a category"),
+    (["--case", "S00000"], 2, "--again"),
+    (["--force"], 2, "never overwrites"),
 ]
 
 
