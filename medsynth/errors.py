@@ -30,6 +30,10 @@ class ConfigError(UsageError):
         super().__init__("\n".join(mistakes))
 
 
+class MemoryRanOutError(UsageError):
+    """What was asked for does not fit the memory of the device or of the machine."""
+
+
 class DataError(MedsynthError):
     """The scans, the table of cases or a model folder are not what they must be."""
 
@@ -82,6 +86,18 @@ class WorkspaceBusyError(InterruptedRun):
 
 class StorageError(InterruptedRun):
     """The disk is full or stopped answering while writing."""
+
+
+MEMORY_RAN_OUT = (
+    "expected enough free memory, found less; free some, lower compute.tile_voxels (generate.batch_size is found by itself), or "
+    "take a larger device"
+)
+
+
+def says_memory_ran_out(error: BaseException) -> bool:
+    """Whether a library's error means that memory did not suffice: torch has a type of its own for a GPU alone."""
+    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return told or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 _STORAGE_NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE})

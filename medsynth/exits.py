@@ -11,7 +11,7 @@ from typing import Any
 
 from typer.exceptions import Abort, Exit, TyperException
 
-from medsynth.errors import MedsynthError, says_storage_failed
+from medsynth.errors import MEMORY_RAN_OUT, MedsynthError, says_memory_ran_out, says_storage_failed
 
 TYPER_INTERRUPTED = 130
 """What typer makes of a KeyboardInterrupt."""
@@ -44,10 +44,13 @@ def guarded(work: Callable[[], Any], *, verbose: int) -> int:
 
 
 def _unforeseen(error: Exception, verbose: int) -> int:
-    """A disk that gave way, a place that may not be written, or a bug."""
+    """A disk that gave way, memory that ran out, a place that may not be written, or a bug."""
     if says_storage_failed(error):
         _fail("expected room on a working disk, found it full or failing; free some and run the command again", verbose)
         return 5
+    if says_memory_ran_out(error):
+        _fail(MEMORY_RAN_OUT, verbose)
+        return 2
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         _fail(f"expected a place that may be read and written, found: {error.strerror}; correct its rights", verbose)
         return 2

@@ -12,6 +12,7 @@ from typing import Any
 
 import pydicom
 import pytest
+import torch
 import yaml
 
 from medsynth import verbs
@@ -173,7 +174,10 @@ def test_a_bug_is_told_without_its_values(tmp_path: Path, monkeypatch: pytest.Mo
         (OSError(28, "x"), 5),
         (PermissionError(13, "x"), 2),
         (EOFError(), 1),
-        (MemoryError(), 1),
+        (MemoryError(), 2),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), 2),
+        (RuntimeError("mat1 and mat2"), 1),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )

@@ -32,7 +32,7 @@ from medsynth.diffusion.model_folder import PARTS, check_parts, read_json, save_
 from medsynth.diffusion.objective import Objective
 from medsynth.diffusion.order import Order, take_order
 from medsynth.diffusion.samplers import evaluations_used, sample
-from medsynth.errors import ConfigError, ModelFolderError
+from medsynth.errors import MEMORY_RAN_OUT, ConfigError, MemoryRanOutError, ModelFolderError
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.imaging.scan import Scan, make_scan
 from medsynth.imaging.words import HU
@@ -323,7 +323,12 @@ class LatentVolumePipeline(DiffusionPipeline):
         voxels = math.prod(latent.shape[2:]) * int(self.autoencoder.config.downsampling) ** 3
         tile = self._sizes.limited(kind, min(self.tile_voxels, voxels))
         while True:
-            decoded = unless_out_of_memory(partial(self.autoencoder.decode_tiled, latent, tile))
+            try:
+                decoded = unless_out_of_memory(partial(self.autoencoder.decode_tiled, latent, tile))
+            except ConfigError:  # so small a tile is all overlap
+                if tile < min(self.tile_voxels, voxels):
+                    raise MemoryRanOutError(MEMORY_RAN_OUT) from None
+                raise
             if decoded is not None:
                 return decoded
             if not self._denoiser.forget():

@@ -27,8 +27,10 @@ class MaisiAutoencoder(VolumeAutoencoder):
 
     Its group norms take their statistics over all that they are given, so tiles are not exactly what the whole volume
     gives: an overlap of twice the reach keeps the convolutions' edges out, and what the statistics of neighbouring
-    tiles differ by is blended. MAISI's authors decode in overlapping windows for the same reason.
+    tiles differ by is blended over a few latent voxels more. MAISI's authors decode in overlapping windows for the same reason.
     """
+
+    blended_latents = 6
 
     @register_to_config
     def __init__(
@@ -74,6 +76,8 @@ class MaisiAutoencoder(VolumeAutoencoder):
         Raises ConfigError where the file is of another kind, unreadable, or holds other names or shapes.
         """
         path = Path(path)
+        if not path.is_file():
+            raise ConfigError([f"autoencoder.network.weights: expected a file at {path}, found none; correct the path"])
         if path.suffix != ".safetensors":
             raise ConfigError(
                 [
@@ -103,7 +107,7 @@ class MaisiAutoencoder(VolumeAutoencoder):
 
 
 def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
-    """What is missing, additional or of another shape, in words."""
+    """What is missing, additional, of another shape or not finite, in words."""
     missing = [f"{name} is missing" for name in expected if name not in found]
     extra = [f"{name} is unknown" for name in found if name not in expected]
     shapes = [
@@ -111,7 +115,8 @@ def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[
         for name, weight in expected.items()
         if name in found and found[name].shape != weight.shape
     ]
-    return missing + extra + shapes
+    broken = [f"{name} is not finite" for name, weight in found.items() if not bool(weight.isfinite().all())]
+    return missing + extra + shapes + broken
 
 
 def _monai_network(latent_channels: int, channels: list[int], blocks: int, norm_groups: int) -> Any:

@@ -58,6 +58,10 @@ class VolumeAutoencoder(ModelMixin, ConfigMixin):
     def decode(self, z: Tensor) -> Tensor:
         """Raw latent [B, latent_channels, x, y, z] -> [B, 1, X, Y, Z], about [-1, 1], not clipped."""
 
+    blended_latents = 0
+    """Latent voxels over which neighbouring tiles are blended beyond the reach of convolutions: none where what they reach is
+    all that an output depends on."""
+
     @abstractmethod
     def latent_reach(self) -> int:
         """How many latent voxels away, along an axis, an input can still change an output, encoding or decoding."""
@@ -99,8 +103,8 @@ class VolumeAutoencoder(ModelMixin, ConfigMixin):
 
     def encode_tiled(self, x: Tensor, tile_voxels: int = TILE_VOXELS, overlap: int | None = None) -> Tensor:
         """`encode_latent` in tiles of at most `tile_voxels` voxels, over the batch, which bounds the memory beyond x and
-        the result. `overlap` counts latent voxels and is twice the reach unless given, and then no voxel is used that
-        the convolutions at a tile's edge have touched. A smaller overlap is blended and approximate.
+        the result. `overlap` counts latent voxels and is twice the reach and `blended_latents` unless given, and then no
+        voxel is used that the convolutions at a tile's edge have touched. A smaller overlap is blended and approximate.
 
         Raises ConfigError where tiles of that size would be all overlap.
         """
@@ -128,7 +132,7 @@ class VolumeAutoencoder(ModelMixin, ConfigMixin):
         units: tuple[int, int],
     ) -> Tensor:
         reach = self.latent_reach()
-        overlap = 2 * reach if overlap is None else overlap
+        overlap = 2 * reach + self.blended_latents if overlap is None else overlap
         voxels = len(x) * int(self.config.downsampling) ** 3
         tile = tile_shape([size // units[0] for size in x.shape[2:]], tile_voxels, overlap, voxels)
         return process_tiled(function, x, tile=tile, overlap=overlap, reach=reach, units=units)

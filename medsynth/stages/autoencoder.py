@@ -14,6 +14,7 @@ from medsynth.config.autoencoder import KLNetwork, MaisiNetwork
 from medsynth.config.cohort import HuWindow, Intensity
 from medsynth.config.pipeline import MAISI_HU, Pipeline
 from medsynth.digests import file_sha256
+from medsynth.errors import ConfigError
 from medsynth.models.autoencoder import KLAutoencoder
 from medsynth.models.maisi import MaisiAutoencoder
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
@@ -46,7 +47,14 @@ def run(context: Context, folder: Path) -> StageResult:
     train, validation = load_split(context, "train"), load_split(context, "validation")
     network = new_autoencoder(pipeline)
     records = train_autoencoder(
-        network, train, validation, settings, folder=folder / CHECKPOINTS, seed=pipeline.seed, device=device
+        network,
+        train,
+        validation,
+        settings,
+        folder=folder / CHECKPOINTS,
+        seed=pipeline.seed,
+        device=device,
+        tile_voxels=pipeline.compute.tile_voxels,
     )
     history = follow(context, "training the autoencoder", settings.training, records, folder, selected_by(settings))
     network.eval()
@@ -94,8 +102,15 @@ def _settings(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _given_weights(pipeline: Pipeline) -> list[Any] | None:
+    """What stands for the file of given weights. Raises ConfigError where there is none."""
     network = pipeline.autoencoder.network
-    return stamp(Path(network.weights)) if isinstance(network, MaisiNetwork) else None
+    if not isinstance(network, MaisiNetwork):
+        return None
+    if not Path(network.weights).is_file():
+        raise ConfigError(
+            [f"autoencoder.network.weights: expected a file at {network.weights}, found none; correct the path"]
+        )
+    return stamp(Path(network.weights))
 
 
 @torch.no_grad()
@@ -106,7 +121,8 @@ def _save_reconstructions(context: Context, network: VolumeAutoencoder, device: 
     pairs = []
     for case in manifest.split("validation").cases[:SHOWN]:
         volume = load_volume(manifest, case, rule)
-        decoded = network.decode_latent(network.encode_latent(volume[None].to(device)))[0].float().clamp(-1, 1).cpu()
+        latent = network.encode_tiled(volume[None].to(device), context.pipeline.compute.tile_voxels)
+        decoded = network.decode_tiled(latent, context.pipeline.compute.tile_voxels)[0].float().clamp(-1, 1).cpu()
         pairs.append(torch.cat([onto(each, case.spacing_mm, grid) for each in (volume, decoded)]))
     array = torch.stack(pairs).numpy().astype(np.float16)
     np.save(folder / "reconstructions.npy", array, allow_pickle=False)
@@ -117,6 +133,10 @@ STAGE = Stage(
     needs=("prepare",),
     settings=_settings,
     run=run,
+    room=(
+        "expected a training step that fits the memory, found less; lower "
+        "autoencoder.training.batch_size, and raise autoencoder.training.accumulate by as much"
+    ),
     revision=2,
     sources=_given_weights,
 )

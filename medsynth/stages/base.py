@@ -11,7 +11,14 @@ from typing import Any
 
 from medsynth import __version__
 from medsynth.config.pipeline import Pipeline
-from medsynth.errors import StorageError, UsageError, says_storage_failed
+from medsynth.errors import (
+    MEMORY_RAN_OUT,
+    MemoryRanOutError,
+    StorageError,
+    UsageError,
+    says_memory_ran_out,
+    says_storage_failed,
+)
 from medsynth.progress import Progress
 from medsynth.stages.files import digest
 from medsynth.stages.workspace import StageState, Workspace
@@ -53,6 +60,8 @@ class Stage:
     """Raised when a change of the code changes the result."""
     sources: Callable[[Pipeline], Any] = field(default=lambda pipeline: None)
     """A digest of inputs outside the workspace."""
+    room: str = MEMORY_RAN_OUT
+    """What to say where memory does not suffice."""
 
     def fingerprint(self, pipeline: Pipeline, needed: dict[str, str]) -> dict[str, Any]:
         """All that the result depends on."""
@@ -93,6 +102,8 @@ def run_stages(stages: Sequence[Stage], context: Context, *, force: bool = False
     """
     workspace, pipeline = context.workspace, context.pipeline
     results = {}
+    for stage in stages[1:]:
+        stage.sources(pipeline)  # what is missing outside the workspace is told before hours of work, not after
     for stage in stages:
         missing = [name for name in stage.needs if workspace.digest_of(name) is None]
         if missing:
@@ -124,6 +135,8 @@ def _run_one(stage: Stage, state: StageState, context: Context) -> StageResult:
     except BaseException as error:
         with suppress(OSError):  # what stopped the stage is what is reported, not a disk without room for this line
             workspace.event("stopped", stage=stage.name, error=type(error).__name__)
+        if says_memory_ran_out(error):
+            raise MemoryRanOutError(f"{stage.name}: {stage.room}") from error
         if says_storage_failed(error):
             raise StorageError(
                 f"{stage.name}: expected room on the disk of {workspace.path}, found it full or failing; free some and "

@@ -201,5 +201,10 @@ STAGE = Stage(
     needs=("prepare", "autoencoder", "encode"),
     settings=lambda pipeline: [deciding(pipeline.denoiser), declare(pipeline.conditions)],
     run=run,
+    room=(
+        "expected a training step that fits the memory, found less; lower "
+        "denoiser.training.batch_size, and raise denoiser.training.accumulate by as much; "
+        "or set denoiser.network.checkpointing: true, or denoiser.latents: disk"
+    ),
     revision=3,
 )

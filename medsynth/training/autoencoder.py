@@ -14,6 +14,7 @@ from medsynth.cohort.manifest import Case
 from medsynth.cohort.volumes import VolumeSet
 from medsynth.config.autoencoder import Autoencoder, MaisiNetwork
 from medsynth.config.base import plain
+from medsynth.config.training import TILE_VOXELS
 from medsynth.errors import CohortError
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.seeding import derive, torch_generator
@@ -111,16 +112,34 @@ class AutoencoderTask(Task):
             reconstruction, posterior = self.network(volumes)
             with torch.autocast(device.type, enabled=False):
                 reconstruction = reconstruction.float().clamp(-1, 1)
-                terms, kl = self._terms(reconstruction, volumes, 1), posterior.kl().mean()
-                figures = {
-                    "loss": self._weighted(terms) + self.weights.kl * kl,
-                    "psnr": peak_signal_to_noise(reconstruction, volumes).mean(),
-                    "ssim": structural_similarity(reconstruction, volumes).mean(),
-                    **terms,
-                    "kl": kl,
-                }
+                figures, kl = self._figures(reconstruction, volumes), posterior.kl().mean()
+                figures |= {"loss": figures["loss"] + self.weights.kl * kl, "kl": kl}
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(volumes)
+        return self._per_volume(totals)
+
+    @torch.no_grad()
+    def judge(self, tile_voxels: int) -> dict[str, float]:
+        """As `validate`, without the KL divergence: one volume at a time, in tiles where it is larger than these."""
+        device = next(self.network.parameters()).device
+        totals: dict[str, float] = {}
+        for volume in (volume[None].to(device) for part in self.validation for volume in part):
+            latent = self.network.encode_tiled(volume, tile_voxels)
+            decoded = self.network.decode_tiled(latent, tile_voxels).float().clamp(-1, 1)
+            for name, value in self._figures(decoded, volume).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return self._per_volume(totals)
+
+    def _figures(self, reconstruction: Tensor, volumes: Tensor) -> dict[str, Tensor]:
+        terms = self._terms(reconstruction, volumes, 1)
+        return {
+            "loss": self._weighted(terms),
+            "psnr": peak_signal_to_noise(reconstruction, volumes).mean(),
+            "ssim": structural_similarity(reconstruction, volumes).mean(),
+            **terms,
+        }
+
+    def _per_volume(self, totals: dict[str, float]) -> dict[str, float]:
         count = sum(len(part) for part in self.validation)
         return {name: total / count for name, total in totals.items()}
 
@@ -153,6 +172,7 @@ def train_autoencoder(
     folder: Path,
     seed: int,
     device: torch.device,
+    tile_voxels: int = TILE_VOXELS,
 ) -> Iterator[Record]:
     """Train `network` on the training split; see `loop.train` for checkpoints, records and errors.
 
@@ -160,7 +180,8 @@ def train_autoencoder(
     validation whose weighted loss was lowest: past some point, more steps on a small cohort make an autoencoder worse
     on scans that it has not seen, and all that follows is built on its latents. With an adversarial loss it holds the
     last average. Weights that are there already and are not to be tuned (`MaisiNetwork`) are judged on the validation
-    split, in one record of step 0, and left alone. Raises CohortError where a split is empty.
+    split, at most `tile_voxels` voxels at once, in one record of step 0, and left alone. Raises CohortError where a split is
+    empty.
     """
     parts = {"training": per_grid(train_set), "validation": per_grid(validation)}
     cases = {name: [case for part in sets for case in part.cases] for name, sets in parts.items()}
@@ -170,7 +191,7 @@ def train_autoencoder(
     volumes = {name: [part.volumes for part in sets] for name, sets in parts.items()}
     task = AutoencoderTask(network, volumes["training"], volumes["validation"], settings, seed)
     if isinstance(settings.network, MaisiNetwork) and not settings.network.fine_tune:
-        yield _as_it_is(task, device)
+        yield _as_it_is(task, device, tile_voxels)
         return
     identity = {
         "kind": "autoencoder",
@@ -182,11 +203,11 @@ def train_autoencoder(
     yield from train(task, settings.training, folder=folder, identity=identity, device=device)
 
 
-def _as_it_is(task: AutoencoderTask, device: torch.device) -> Record:
+def _as_it_is(task: AutoencoderTask, device: torch.device, tile_voxels: int) -> Record:
     """What the validation split says of weights that are not trained."""
     began = time.monotonic()
     task.network.to(device).eval()
-    figures = task.validate()
+    figures = task.judge(tile_voxels)
     return Record(
         step=0,
         total=0,

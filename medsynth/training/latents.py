@@ -109,10 +109,16 @@ class LatentStore:
     def open(cls, folder: Path) -> LatentStore:
         """What `encode_latents` wrote. Raises UnreadableError where a file is missing, altered or of another format."""
         index = _read_json(folder / INDEX)
-        if index.get("format") != FORMAT:
-            raise UnreadableError(
-                f"latents: expected format {FORMAT}, found {index.get('format')!r}; encode again with --force"
-            )
+        found = index.get("format") if isinstance(index, dict) else None
+        if found != FORMAT:
+            raise UnreadableError(f"latents: expected format {FORMAT}, found {found!r}; encode again with --force")
+        try:
+            return cls._listed(folder, index)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UnreadableError(f"latents: {INDEX} is not what was written; encode again with --force") from error
+
+    @classmethod
+    def _listed(cls, folder: Path, index: Mapping[str, Any]) -> LatentStore:
         arrays: dict[str, NDArray[Any]] = {}
         for name, entry in index["arrays"].items():
             path = folder / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from medsynth.errors import ConfigError
@@ -23,19 +24,29 @@ class Replay:
     def __init__(self, compute: Callable[[Batch], Losses], weights: Sequence[nn.Parameter]) -> None:
         self._compute = compute
         self._weights = list(weights)
-        self._recorder = Recorder(self._step)
+        self._recorder: Recorder[tuple[Losses, list[Tensor | None]]] | None = Recorder(self._step)
 
     def __call__(self, batch: Batch) -> Losses:
         """The losses of a batch, whose gradients then are those of the weights."""
+        losses, gradients = self._recorded(batch) or self._step(batch)
+        for weight, gradient in zip(self._weights, gradients, strict=True):
+            weight.grad = gradient
+        return losses
+
+    def _recorded(self, batch: Batch) -> tuple[Losses, list[Tensor | None]] | None:
+        """None where there is no memory to record in: a recording keeps that of a step for itself."""
+        if self._recorder is None:
+            return None
         try:
-            losses, gradients = self._recorder(batch)
+            return self._recorder(batch)
         except NotRecordable as error:
             raise ConfigError(
                 [f"training.replay: expected a step that this device can record, found {error}; set it to false"]
             ) from error
-        for weight, gradient in zip(self._weights, gradients, strict=True):
-            weight.grad = gradient
-        return losses
+        except torch.OutOfMemoryError:
+            self._recorder = None
+        torch.cuda.empty_cache()
+        return None
 
     def _step(self, batch: Batch) -> tuple[Losses, list[Tensor | None]]:
         for weight in self._weights:

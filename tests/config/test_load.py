@@ -111,6 +111,66 @@ def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("generate: {conditions: {diagnosis: malignent}}", "generate.conditions.diagnosis", "did you mean malignant?"),
+        ("generate: {conditions: {size: 400}}", "generate.conditions.size", "from 1 to 9"),
+        ("generate: {conditions: {size: wide}}", "generate.conditions.size", "from 1 to 9"),
+        ("generate: {conditions: {lesion: 1}}", "generate.conditions.lesion", "masks are drawn"),
+        ("generate: {conditions: {sex: F}}", "generate.conditions.sex", "that steer (diagnosis, size, lesion)"),
+        ("generate: {counts: {malignent: 3}}", "generate.counts.malignent", "did you mean malignant?"),
+        (
+            "generate: {sampling: {guidance: {diagnos: 3}}}",
+            "generate.sampling.guidance.diagnos",
+            "did you mean diagnosis?",
+        ),
+        ("generate: {sampling: {guidance: 2}}", "generate.sampling.guidance", "conditions.size.dropout above 0"),
+        (
+            "generate: {sampling: {guidance: {size: 2}}}",
+            "generate.sampling.guidance",
+            "conditions.size.dropout above 0",
+        ),
+        (
+            "denoiser: {network: {attention: [grouped_linear], widths: [96]}}",
+            "denoiser.network",
+            "even number of heads",
+        ),
+        (
+            "autoencoder: {loss: {adversarial: 0.3}}\nprepare: {box: [16, 16, 2]}",
+            "autoencoder.loss",
+            "at least 4 voxels",
+        ),
+    ],
+)
+def test_what_a_generator_could_never_do_is_told_before_anything_runs(
+    text: str, key: str, words: str, tmp_path: Path
+) -> None:
+    conditions = (
+        "  size: {kind: number, range: [1, 9], dropout: 0}\n  sex: {kind: category, values: [F, M], steer: false}\n"
+        "  lesion: {kind: mask, labels: {lesion: 1}}\n"
+    )
+    found = [line for line in mistakes(write(tmp_path, GOOD + conditions + text + "\n")) if key in line]
+    assert found
+    assert words in found[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{kind: number, range: [-.inf, 3]}", "{kind: number, range: [0, .inf]}", "{kind: mask, labels: {a: 1, b: 1}}"],
+)
+def test_conditions_that_mean_nothing_are_refused(text: str, tmp_path: Path) -> None:
+    assert mistakes(write(tmp_path, GOOD + f"  other: {text}\n"))
+
+
+def test_cross_attention_needs_something_to_look_at(tmp_path: Path) -> None:
+    alone = "name: m\ncohort: {kind: phantom}\nconditions: {nodule: {kind: mask, labels: {nodule: 1}}}\n"
+    (line,) = mistakes(write(tmp_path, alone + "denoiser: {network: {cross_attention: true}}\n"))
+    assert "denoiser.network.cross_attention" in line
+    wide = write(tmp_path, GOOD + "denoiser: {network: {kind: transformer, width: 32, group_width: 256}}\n")
+    assert load_pipeline(wide).denoiser.network.kind == "transformer"
+
+
 def test_a_condition_may_not_take_a_column_of_the_manifest(tmp_path: Path) -> None:
     (line,) = mistakes(write(tmp_path, GOOD.replace("diagnosis", "split")))
     assert "conditions.split" in line

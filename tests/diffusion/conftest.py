@@ -75,5 +75,10 @@ def build():
 
 
 @pytest.fixture
+def build_transformer():
+    return make_transformer
+
+
+@pytest.fixture
 def transformer_pipeline():
     return make_pipeline(denoiser=make_transformer())

@@ -5,6 +5,7 @@ import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
 
+from medsynth.diffusion.pipeline import LatentVolumePipeline
 from medsynth.diffusion.samplers import SAMPLERS
 from medsynth.errors import ConfigError, DataError, ModelFolderError
 
@@ -201,3 +202,26 @@ def test_products_are_of_half_precision_where_asked_for_and_latents_are_not(pipe
     assert latents["bf16"].dtype == torch.float32
     assert not torch.equal(latents["bf16"], latents["fp32"])
     torch.testing.assert_close(latents["bf16"], latents["fp32"], rtol=0.05, atol=0.05)
+
+
+NUMBERS = {"size": {"kind": "number", "range": [1.0, 9.0], "unit": "mm", "dropout": 0.0}}
+MASK_ALONE = {"nodule": {"kind": "mask", "labels": {"nodule": 1}, "dropout": 0.1}}
+
+
+@pytest.mark.parametrize("declared", [{}, MASK_ALONE, NUMBERS], ids=["nothing", "mask", "number"])
+@pytest.mark.parametrize("transformer", [False, True], ids=["unet", "transformer"])
+def test_weights_may_be_of_half_precision_whatever_is_declared(
+    build, build_transformer, transformer, declared, tmp_path
+):
+    denoiser = build_transformer(declared) if transformer else None
+    build(conditions=declared, denoiser=denoiser).save_pretrained(tmp_path)
+    coarse = LatentVolumePipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert coarse(seeds=[3], **FAST).latents.isfinite().all()
+
+
+def test_guidance_by_a_condition_that_was_never_withheld_is_refused(build):
+    pipeline = build(conditions=NUMBERS)
+    for guidance in (2.0, {"size": 2.0}):
+        with pytest.raises(ConfigError, match="size with dropout 0"):
+            pipeline(seeds=[3], guidance=guidance, **FAST)
+    assert pipeline(seeds=[3], guidance={"size": 1.0}, **FAST).latents.isfinite().all()

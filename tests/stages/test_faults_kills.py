@@ -41,7 +41,7 @@ KILLS = [
     ("denoiser", Strike("medsynth.diffusion.model_folder:_write_json", 4)),
     ("generate", Strike("medsynth.imaging.nifti:_stream", 7, after=True)),
     ("generate", Strike("medsynth.stages.dataset:_describe")),
-    ("generate", Strike("shutil:rmtree")),
+    ("generate", Strike("shutil:rmtree", 2)),
     ("generate", Strike("medsynth.stages.workspace:Workspace.commit")),
     ("evaluate", Strike("medsynth.stages.evaluate:write_report")),
     ("register", Strike("mlflow.tracking.client:MlflowClient.log_model_artifact", 3)),
