@@ -1,4 +1,5 @@
-"""Real crops to judge autoencoders on: a training and a held-out part that share no patient and no voxel.
+"""Real crops to judge autoencoders on: a training and a held-out part that share no voxel and, where a cohort has several patients,
+no patient.
 
 The folder is that of the environment variable MEDSYNTH_DATA. Crops are cubes [N, 1, s, s, s] in [-1, 1].
 """

@@ -77,7 +77,7 @@ def network_of(arm: str, seed: int) -> Any:
 
 
 def run(
-    arm: str, cohort: str, seed: int, side: int, minutes: float, samples: int | None, rates: dict[str, float]
+    arm: str, cohort: str, seed: int, side: int, minutes: float, samples: int | None, ways: dict[str, tuple[str, float]]
 ) -> dict[str, Any]:
     """One training and its figures on every held-out crop."""
     import torch
@@ -99,8 +99,8 @@ def run(
             steps=NO_LIMIT if samples is None else samples,
             max_minutes=minutes if samples is None else None,
             batch_size=batch,
-            optimiser="adamw" if peer else "muon",
-            learning_rate=rates["peer" if peer else "ours"],
+            optimiser=ways["peer" if peer else "ours"][0],
+            learning_rate=ways["peer" if peer else "ours"][1],
             warmup_steps=10,
             ema_decay=0.98,
             validate_every=NO_LIMIT,
@@ -128,6 +128,7 @@ def run(
             figures["ssim"].append(float(structural_similarity(reconstruction, volume)))
     steps = records[-1].step
     facts = {"arm": arm, "cohort": cohort, "seed": seed, "side": side, "training_crops": len(training)}
+    facts |= {"device": setting("cpu", 1, "auto")["device"], "held_out_crops": len(held_out)}
     facts |= {
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "learning_rate": settings.training.learning_rate,
@@ -175,18 +176,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="CPU minutes of a training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--side", type=int, default=32, help="voxels per axis of a crop")
+    parser.add_argument("--optimiser", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--peer-optimiser", choices=("muon", "adamw"), default="adamw")
     parser.add_argument("--peer-learning-rate", type=float, default=3e-4)
     parser.add_argument("--out", type=Path, default=RESULTS / "autoencoder-quality-cpu.json")
     options = parser.parse_args(arguments)
     record: dict[str, Any] = {"cells": []}
-    asked = {"minutes": options.minutes, "side": options.side}
+    ways = {
+        "ours": (options.optimiser, options.learning_rate),
+        "peer": (options.peer_optimiser, options.peer_learning_rate),
+    }
+    asked = {"minutes": options.minutes, "side": options.side, **{name: list(way) for name, way in ways.items()}}
     if options.out.exists():
         record = json.loads(options.out.read_text(encoding="utf-8"))
         if {name: record.get(name) for name in asked} != asked:
             raise SystemExit(f"{options.out}: expected results of {asked}; name another file with --out")
-    record = {**setting("cpu", 1, "auto"), **asked, "cells": record["cells"]}
-    rates = {"ours": options.learning_rate, "peer": options.peer_learning_rate}
+    record = {**record, **setting("cpu", 1, "auto"), **asked}
     for seed in range(1, options.seeds + 1):
         for cohort in options.cohorts:
             for arm in options.arms:
@@ -194,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
                 if (cohort, arm, seed) in done:
                     continue
                 samples = done[cohort, MAISI, seed]["samples"] if arm == SAMPLED else None
-                record["cells"].append(run(arm, cohort, seed, options.side, options.minutes, samples, rates))
+                record["cells"].append(run(arm, cohort, seed, options.side, options.minutes, samples, ways))
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 partial = options.out.with_suffix(".partial")
                 partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

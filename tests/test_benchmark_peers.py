@@ -68,7 +68,7 @@ def test_the_peers_network_sees_a_grid_that_it_can_halve_twice() -> None:
     assert task.network.grids == {(8, 8, 4)}
 
 
-def cell(method: str, kid: float) -> dict[str, Any]:
+def cell(method: str, kid: float, device: str = "one") -> dict[str, Any]:
     def beside(value: float) -> dict[str, Any]:
         return {"value": value, "low": value - 1, "high": value + 1}
 
@@ -78,6 +78,7 @@ def cell(method: str, kid: float) -> dict[str, Any]:
         "method": method,
         "minutes": 60.0,
         "seed": 1,
+        "device": device,
         "autoencoder": {"validation": {"psnr": 30.0}},
         "fidelity": [{"space": "radiomics", "metrics": metrics}],
         "mask_overlap": None,
@@ -94,6 +95,12 @@ def test_a_cell_that_is_run_again_takes_its_own_place(tmp_path: Path) -> None:
     assert [(c["method"], c["fidelity"][0]["metrics"][0]["synthetic"]["value"]) for c in read(path)] == [
         ("medsynth", 4.0),
         ("monai", 8.0),
+    ]
+    add(cell("monai", 7.0, "another"), path)
+    assert [(c["method"], c["device"]) for c in read(path)] == [
+        ("medsynth", "one"),
+        ("monai", "another"),
+        ("monai", "one"),
     ]
     assert json.loads(path.read_text())["cells"] == read(path)
 

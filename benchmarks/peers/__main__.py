@@ -21,9 +21,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import medsynth as medsynth_package
 from benchmarks.harness import RESULTS, limit_threads, seconds_of, setting, write
+from medsynth import __version__
+from medsynth.digests import file_sha256
 from medsynth.memory import keep_freed_memory
-from medsynth.stages.files import read_json, write_json
+from medsynth.stages.files import digest, read_json, write_json
 
 if TYPE_CHECKING:
     from benchmarks.peers.data import Data
@@ -67,12 +70,20 @@ def make(options: argparse.Namespace, data: Data) -> Path:
         "seed": options.seed,
         "count": options.count,
         "data": data.digest,
+        "medsynth": __version__,
+        "code": _code(),
         **setting(options.device, options.threads, "bf16 where native in training, float32 in sampling"),
         **trained.facts,
         "seconds_per_scan": round(seconds, 3),
     }
     write_json(folder / MADE, cell)
     return folder
+
+
+def _code() -> str:
+    """A digest of medsynth's sources: cells of one code have the same."""
+    package = Path(medsynth_package.__file__).parent
+    return digest([[str(path.relative_to(package)), file_sha256(path)] for path in sorted(package.rglob("*.py"))])
 
 
 def judged(folder: Path, judge: Judge) -> dict[str, Any]:
@@ -92,7 +103,7 @@ def judged(folder: Path, judge: Judge) -> dict[str, Any]:
 
 
 def add(cell: Mapping[str, Any], path: Path) -> None:
-    """Put a cell into the record, in the place of one of the same task, method, budget and seed."""
+    """Put a cell into the record, in the place of one of the same task, method, budget, seed and device."""
     cells = read(path)
     kept = [other for other in cells if _key(other) != _key(cell)]
     write(NAME, {"cells": sorted([*kept, dict(cell)], key=_key)}, path)
@@ -104,19 +115,19 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(cell[name] for name in ("task", "minutes", "seed", "method"))
+    return tuple(cell[name] for name in ("task", "minutes", "seed", "method", "device"))
 
 
 def table(cells: list[dict[str, Any]]) -> str:
     """A line per cell, with real against real beside it, in Markdown."""
-    heads = ["Task", "Budget, min", "Seed", "Method", "PSNR, dB"]
+    heads = ["Task", "Budget, min", "Seed", "Method", "Device", "PSNR, dB"]
     spaces = [space["space"] for space in cells[0]["fidelity"]] if cells else []
     heads += [f"{metric}, {space}" for space in spaces for metric in ("KID", "Frechet")]
     heads += ["Closer than the threshold, worst space / nominal", "Membership AUC, worst space"]
     heads += ["Dice asked for / real", "AUC of the label, synthetic / real", "MS-SSIM / real", "s per scan"]
     lines = [heads, ["---"] * len(heads)]
     for cell in cells:
-        row = [cell["task"], f"{cell['minutes']:g}", str(cell["seed"]), cell["method"]]
+        row = [cell["task"], f"{cell['minutes']:g}", str(cell["seed"]), cell["method"], cell["device"]]
         row.append(f"{cell['autoencoder']['validation']['psnr']:.1f}")
         for space in cell["fidelity"]:
             metrics = {metric["name"]: metric for metric in space["metrics"]}

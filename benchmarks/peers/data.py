@@ -20,7 +20,7 @@ from medsynth.console import Screen
 from medsynth.imaging.intensity import IntensityRule
 from medsynth.models.conditions import Declaration, declare, mask_name, steering_values
 from medsynth.seeding import derive, numpy_generator
-from medsynth.stages.files import read_json
+from medsynth.stages.files import digest, read_json
 from medsynth.verbs import run_pipeline
 
 PIPELINES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -70,7 +70,9 @@ def load_data(task: str, folder: Path) -> Data:
     label = pipeline.category(pipeline.evaluate.benefit.label) or ""
     condition = pipeline.conditions[label]
     classes = condition.values if isinstance(condition, CategoryCondition) else ()
-    return Data(pipeline, declare(pipeline.conditions), splits, label, classes, manifest.digest())
+    # Not the digests of files: rounding differs among processors, the split does not.
+    told = sorted([case.case, case.patient, case.split, dict(case.conditions)] for case in manifest.cases)
+    return Data(pipeline, declare(pipeline.conditions), splits, label, classes, digest(told))
 
 
 def _key(folder: Path) -> Path:

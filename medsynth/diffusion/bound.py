@@ -9,7 +9,8 @@ bound of Kingma 2021 (Variational Diffusion Models). With r = cos^2 / sin^2, the
     diffusion        1/2 integral of r |x0 - clean(x, angle)|^2 over log r                        (eq. 18 and 19)
 
 It knows nothing of objectives and weights, so that models of all objectives can be compared, and it is never below the
-entropy of the data; only the posterior mean reaches that (up to tan^2 of the lowest angle over twice the data's variance).
+entropy of the data; only the posterior mean reaches that, up to tan^2 of the lowest angle over twice the data's variance in nats.
+That excess differs among schedules: for dimensions of deviation 0.1 it is 0.06 bits with `scaled_linear` and 0.02 with flow.
 
 The integral is a mean over levels that lie evenly in u = log(1 + r) = -2 log sin. For unit white noise the integrand is
 then the same at every level, so that an estimate varies little and a few levels do.
