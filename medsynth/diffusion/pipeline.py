@@ -223,7 +223,7 @@ class LatentVolumePipeline(DiffusionPipeline):
         if wanted != "auto" and wanted < 1:
             raise ConfigError([f"batch_size: expected at least 1, found {wanted}"])
         guidance.check(withholdable(self.condition_declaration), never_withheld(self.condition_declaration))
-        if not self._fills_a_device():
+        if not self.fills_a_device:
             return 1
         kind = self._kind(grid, guidance, masked)
         if wanted != "auto":
@@ -234,7 +234,8 @@ class LatentVolumePipeline(DiffusionPipeline):
         fits = self._sizes.find(kind, most, lambda size: self._try(size, grid, guidance, masked))
         return math.ceil(volumes / math.ceil(volumes / fits))
 
-    def _fills_a_device(self) -> bool:
+    @property
+    def fills_a_device(self) -> bool:
         """Whether volumes are computed in batches."""
         return self.denoiser.device.type == "cuda"
 

@@ -6,47 +6,55 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 from types import TracebackType
 
 from medsynth.progress import Advance
 
 WAITING = 2
-"""Pieces of work, and so volumes in memory, that wait for the one in hand."""
+"""Pieces of work, and so volumes in memory, that wait for those in hand."""
 
 
 class Background:
-    """One thread that does what it is given, in that order.
+    """Threads that begin what they are given in that order: one, or several whose pieces may end in any.
 
     with Background() as background:
         background.do(work)      # waits where `WAITING` pieces are waiting already
 
     What a piece raises is raised again by the next `do` or `check`, or at the end of the block; nothing is begun after it.
-    Leaving the block waits for everything; leaving it by an error waits for the piece in hand alone, so that it is whole,
+    Leaving the block waits for everything; leaving it by an error waits for the pieces in hand alone, so that they are whole,
     and drops the others.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="medsynth-background")
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="medsynth-background")
         self._given: deque[Future[None]] = deque()
-        self._broken = False
+        self._broken = Event()
 
     def do(self, work: Callable[[], None]) -> None:
         """Hand over a piece of work."""
-        while len(self._given) > WAITING:
-            self._given.popleft().result()
         self.check()
+        while len(self._given) >= WAITING + self._threads:
+            self._given.popleft().result()
+            self.check()
         self._given.append(self._pool.submit(self._turn, work))
 
     def _turn(self, work: Callable[[], None]) -> None:
-        if not self._broken:
-            self._broken = True
+        if self._broken.is_set():
+            return
+        try:
             work()
-            self._broken = False
+        except BaseException:
+            self._broken.set()
+            raise
 
     def check(self) -> None:
         """Raise what a piece that is over raised."""
-        while self._given and self._given[0].done():
-            self._given.popleft().result()
+        over = [piece for piece in self._given if piece.done()]
+        for piece in over:
+            self._given.remove(piece)
+            piece.result()
 
     def __enter__(self) -> Background:
         return self

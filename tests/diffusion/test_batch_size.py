@@ -91,7 +91,7 @@ def device(pipeline, monkeypatch):
         return network(x, *arguments, **options)
 
     monkeypatch.setattr(pipeline.denoiser, "forward", forward)
-    monkeypatch.setattr(type(pipeline), "_fills_a_device", lambda self: True)
+    monkeypatch.setattr(type(pipeline), "fills_a_device", property(lambda self: True))
     return memory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,32 @@ def test_an_error_is_raised_at_the_next_look_and_nothing_more_is_begun() -> None
     assert done == []
 
 
+def test_several_threads_work_at_once_and_none_begins_after_a_failure() -> None:
+    together, done, failed = threading.Barrier(3, timeout=10), [], threading.Event()
+
+    def meet(number: int) -> None:
+        together.wait()
+        done.append(number)
+
+    with Background(3) as background:
+        for number in range(9):
+            background.do(lambda number=number: meet(number))  # type: ignore[misc]
+    assert sorted(done) == list(range(9))
+
+    def fail() -> None:
+        failed.set()
+        raise StorageError("as a test wants it")
+
+    with pytest.raises(StorageError), Background(2) as broken:
+        broken.do(lambda: failed.wait(10))
+        broken.do(fail)
+        failed.wait(10)
+        for number in range(9, 30):
+            broken.do(lambda number=number: done.append(number))  # type: ignore[misc]
+            time.sleep(0.01)
+    assert len(done) <= 10
+
+
 def test_an_error_of_the_caller_waits_for_the_piece_in_hand_and_drops_the_others() -> None:
     started, done = threading.Event(), []
 
@@ -129,7 +156,8 @@ def test_the_files_are_those_of_one_scan_after_another(finished: Path, tmp_path:
 def test_what_has_a_row_is_not_computed_again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted while the third scan is written, on a device that computes batches: the first two stay as they are."""
     pipeline, requests = load_model(finished / "denoiser" / "model"), ask(finished / "prepare" / "masks")
-    monkeypatch.setattr(type(pipeline), "_fills_a_device", lambda self: True)
+    monkeypatch.setattr(type(pipeline), "fills_a_device", property(lambda self: True))
+    monkeypatch.setattr(dataset_module, "WRITERS_FOR_A_DEVICE", 1)
     seeds: list[int] = []
     draw = type(pipeline)._draw
 
