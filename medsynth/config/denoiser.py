@@ -105,7 +105,7 @@ class FlowObjective(Settings):
     kind: Literal["flow"] = "flow"
     logit_mean: float = 0.0
     logit_std: Positive = 1.6
-    """1 (Esser 2024) hardly visits nearly pure noise, where brightness and large shapes are settled (docs/results.md)."""
+    """1 (Esser 2024) hardly visits nearly pure noise, where brightness and large shapes are settled (docs/history.md)."""
     shift: Positive | Literal["auto"] = "auto"
     """Moves times toward noise; `auto` takes it from the number of latent voxels."""
 

@@ -37,7 +37,7 @@ BASE_VOXELS = 4096
 LEAST_SHIFT = 2.0
 """Up to latents of 4 x 4096 voxels times are shifted by 2. With less, samples had grain and no large shapes, since the first
 steps from pure noise were hardly trained; with the square root over 1024 pixels of Esser 2024, which gives 3.3 at 20 x 28 x
-20, low noise was not, which decides texture (docs/results.md)."""
+20, low noise was not, which decides texture (docs/history.md)."""
 HIGHEST_RATIO = 5.0
 """Signal-to-noise ratio beyond which a level counts no more (Hang 2023, section 3.4)."""
 EPSILON_LIMIT = math.atan(100.0)

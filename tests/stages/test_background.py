@@ -153,6 +153,28 @@ def test_the_files_are_those_of_one_scan_after_another(finished: Path, tmp_path:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
+def test_files_are_written_while_the_next_scan_is_computed(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, requests = load_model(finished / "denoiser" / "model"), ask(finished / "prepare" / "masks")
+    draw, write, draws, next_begun, waited = type(pipeline)._draw, write_case, [], threading.Event(), []
+
+    def noting(self: Any, *rest: Any) -> torch.Tensor:
+        draws.append(1)
+        if len(draws) == 2:
+            next_begun.set()
+        return draw(self, *rest)
+
+    def waiting(*arguments: Any, **options: Any) -> Any:
+        waited.append(next_begun.wait(30))
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(type(pipeline), "_draw", noting)
+    monkeypatch.setattr(dataset_module, "write_case", waiting)
+    write_dataset(pipeline, requests[:2], FAST, tmp_path / "out", batch_size="auto", **WAYS)
+    assert waited == [True, True]
+
+
 def test_what_has_a_row_is_not_computed_again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted while the third scan is written, on a device that computes batches: the first two stay as they are."""
     pipeline, requests = load_model(finished / "denoiser" / "model"), ask(finished / "prepare" / "masks")
