@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "medsynth"
 
 FLOORS = {
-    "": 0, "errors": 0, "seeding": 0, "digests": 0, "progress": 0, "memory": 0, "precision": 0, "config": 0, "kernels": 0,
+    "": 0, "errors": 0, "seeding": 0, "digests": 0, "held": 0, "progress": 0, "memory": 0, "precision": 0, "config": 0,
+    "kernels": 0,
     "imaging": 1, "cohort": 1, "models": 1,
     "diffusion": 2, "pacs": 2,
     "training": 3, "evaluation": 3, "tracking": 3, "reporting": 3,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from medsynth.models.conditions import encode, never_withheld, steering_values, 
 from medsynth.progress import Progress
 from medsynth.stages.dataset import model_identity, write_dataset
 from medsynth.stages.files import digest, read_json, stamp
-from medsynth.stages.given_masks import given_masks, manifest_rows, row_conditions
+from medsynth.stages.given_masks import finite, given_masks, manifest_rows, row_conditions
 from medsynth.stages.request import Request, draw_requests
 from medsynth.stages.scans import check_masks
 from medsynth.stages.training import pick_device
@@ -168,7 +167,10 @@ def _settings(
                 raise ConfigError([f"--condition {text}: expected counts for {by} alone, found {name}"])
             counts[wanted] = int(number)
         elif kind == "number":
-            fixed[name] = _number(text, value)
+            number_given = finite(value)
+            if number_given is None:
+                raise ConfigError([f"--condition {text}: expected a number, found {value!r}"])
+            fixed[name] = number_given
         elif kind == "geometry":
             grid = value
         elif kind == "mask":
@@ -204,16 +206,6 @@ def _settings(
     if mistakes:
         raise ConfigError(mistakes)
     return settings
-
-
-def _number(text: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError([f"--condition {text}: expected a number, found {value!r}"])
-    return number
 
 
 def _rows_again(

@@ -86,20 +86,23 @@ def row_conditions(row: Mapping[str, str], declaration: Declaration) -> dict[str
             case "geometry":
                 found[name] = _named(known_grids(declaration), f"{row.get('shape', '')}@{row.get('spacing_mm', '')}")
             case "number":
-                found[name] = _number(name, text) if text else None
+                found[name] = finite(text) if text else None
+                if text and found[name] is None:
+                    raise CohortError(
+                        f"{name}: expected a number in every row, found something else; correct the manifest"
+                    )
             case _:
                 found[name] = text or None
     return found
 
 
-def _number(name: str, text: str) -> float:
+def finite(text: str) -> float | None:
+    """The number that `text` is; None where it is none, or not a finite one."""
     try:
         number = float(text)
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise CohortError(f"{name}: expected a number in every row, found something else; correct the manifest")
-    return number
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _named(grids: tuple[Grid, ...], text: str) -> str | None:

@@ -153,9 +153,7 @@ def _mask_for(
     ]
     if not fitting:
         wanted = ", ".join(f"{name}={value}" for name, value in fixed.items())
-        raise ConfigError(
-            [f"generate: expected a mask of a case with {wanted}, found none; relax the conditions"]
-        )
+        raise ConfigError([f"generate: expected a mask of a case with {wanted}, found none; relax the conditions"])
     return fitting[int(generator.integers(len(fitting)))]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medsynth.errors import UsageError, WorkspaceBusyError, says_storage_failed
+from medsynth.errors import UsageError, says_storage_failed
+from medsynth.held import held
 from medsynth.stages.files import INTENT, discard_half_written, read_json, write_json
 
 LOCK = ".lock"
@@ -37,7 +37,9 @@ def unfinished(out: Path, mark: str) -> Iterator[Path]:
         raise UsageError(
             f"{out}: expected a folder that can be made, found: {error.strerror}; choose another with --out"
         ) from None
-    with _held(partial):
+    with held(
+        partial / LOCK, f"expected nobody at work for the same folder, found another call in {partial}; wait for it"
+    ):
         intent = partial / INTENT
         found = read_json(intent)["digest"] if intent.exists() else None
         if found != mark and any(path.is_file() for path in partial.rglob("*") if path.name not in (INTENT, LOCK)):
@@ -50,15 +52,3 @@ def unfinished(out: Path, mark: str) -> Iterator[Path]:
         partial.rename(out)
         for name in (INTENT, LOCK):
             (out / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _held(partial: Path) -> Iterator[None]:
-    with (partial / LOCK).open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkspaceBusyError(
-                f"expected nobody at work for the same folder, found another call in {partial}; wait for it"
-            ) from None
-        yield

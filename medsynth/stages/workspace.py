@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,8 @@ import yaml
 
 from medsynth.config.pipeline import Pipeline
 from medsynth.config.resolved import resolved_yaml
-from medsynth.errors import UsageError, WorkspaceBusyError, says_storage_failed
+from medsynth.errors import UsageError, says_storage_failed
+from medsynth.held import held
 from medsynth.stages.files import INTENT, digest, discard_half_written, read_json, write_json, write_text
 from medsynth.stages.forgotten import forgotten_patients
 
@@ -78,7 +78,11 @@ class Workspace:
                 f"expected a workspace that can be written at {self.path}, found: {error.strerror}; "
                 "choose another with --workspace"
             ) from None
-        with self._held():
+        busy = (
+            f"expected a free workspace, found another run at work in {self.path}; wait for it, or choose another with "
+            "--workspace"
+        )
+        with held(self.path / ".lock", busy):
             self._check_ours(pipeline)
             self._mend()
             write_text(self.path / PIPELINE_FILE, resolved_yaml(pipeline))
@@ -105,18 +109,6 @@ class Workspace:
             return None
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         return str(found["name"]) if isinstance(found, dict) and "name" in found else ""
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        with (self.path / ".lock").open("a+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise WorkspaceBusyError(
-                    f"expected a free workspace, found another run at work in {self.path}; wait for it, or choose "
-                    "another with --workspace"
-                ) from None
-            yield
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append one line to `events.jsonl`."""

@@ -6,7 +6,6 @@ source by a text that stays the same (a path with its size and time, a SOP insta
 
 from __future__ import annotations
 
-import fcntl
 import filecmp
 import hashlib
 import json
@@ -28,9 +27,9 @@ from medsynth.errors import (
     PrivacyError,
     StorageError,
     UsageError,
-    WorkspaceBusyError,
     says_storage_failed,
 )
+from medsynth.held import held
 from medsynth.imaging.deidentify.audit import Audit
 from medsynth.imaging.deidentify.identifiers import Identifiers
 from medsynth.imaging.deidentify.instance import Instance, LeakError
@@ -89,7 +88,8 @@ class Store:
         store = cls(out, key, settings, linking)
         with storage_told():
             out.mkdir(parents=True, exist_ok=True)
-            with _held(out):
+            busy = f"expected a free output folder, found another run at work in {out}; wait for it, or name another"
+            with held(out / LOCK, busy):
                 store._begin()
                 try:
                     yield store
@@ -254,18 +254,6 @@ def storage_told() -> Iterator[None]:
         raise StorageError(
             "expected room on a working disk, found it full or failing; free some and run the same command again"
         ) from None
-
-
-@contextmanager
-def _held(out: Path) -> Iterator[None]:
-    with (out / LOCK).open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkspaceBusyError(
-                f"expected a free output folder, found another run at work in {out}; wait for it, or name another"
-            ) from None
-        yield
 
 
 def _head(key: SecretKey, settings: Deidentify) -> dict[str, object]:
