@@ -19,6 +19,7 @@ from pydicom.tag import Tag
 
 from medsynth.config.deidentify import Deidentify
 from medsynth.errors import DataError, PrivacyError, StorageError, UsageError, WorkspaceBusyError
+from medsynth.held import held
 from medsynth.imaging.deidentify import Deidentifier, SecretKey
 from medsynth.imaging.deidentify import store as store_module
 from medsynth.imaging.deidentify.folder import deidentify_folder
@@ -113,7 +114,7 @@ def test_a_run_that_comes_in_the_middle_of_a_beginning_waits_too(key: SecretKey,
     """Between the lock and the first line of the journal the folder holds nothing but the lock."""
     (tmp_path / "out").mkdir()
     with (
-        store_module._held(tmp_path / "out"),
+        held(tmp_path / "out" / store_module.LOCK, "held by another"),
         pytest.raises(WorkspaceBusyError),
         Store.open(tmp_path / "out", key, PLAIN),
     ):
