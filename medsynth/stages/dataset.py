@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,13 @@ def _generate(
     writers = WRITERS_FOR_A_DEVICE if pipeline.fills_a_device else 1
     with Background(writers) as background, progress.task("generating scans", len(requests)) as advance:
         advance(len(requests) - len(todo))
-        finished = generate_all(pipeline, todo, sampling, batch_size, in_all=requests, progress=Watching(background))
-        for request, scan, mask in finished:
-            background.do(partial(write, request, scan, mask))
-            advance(1)
+        # Closed here also after an error: what it shares among batches must be gone before anybody generates again.
+        with closing(
+            generate_all(pipeline, todo, sampling, batch_size, in_all=requests, progress=Watching(background))
+        ) as finished:
+            for request, scan, mask in finished:
+                background.do(partial(write, request, scan, mask))
+                advance(1)
 
 
 def _write(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 
 import numpy as np
@@ -34,7 +34,7 @@ def generate_all(
     *,
     in_all: Sequence[Request],
     progress: Progress,
-) -> Iterator[tuple[Request, Scan, Scan | None]]:
+) -> Generator[tuple[Request, Scan, Scan | None]]:
     """Each request with its scan and mask, as they get finished, those of one grid after those of another.
 
     Masks are read for one batch at a time. `in_all`: the scans for which the size of the batches is chosen, the same
