@@ -64,6 +64,11 @@ def load_data(task: str, folder: Path) -> Data:
     name, changes = PIPELINES[task]
     pipeline = load_pipeline(name, [*changes, f"prepare.key_file={_key(folder.parent)}"])
     run_pipeline(pipeline, folder, "prepare", force=False, screen=Screen(quiet=True))
+    return data_of(pipeline, folder)
+
+
+def data_of(pipeline: Pipeline, folder: Path) -> Data:
+    """What lies prepared in a workspace."""
     manifest = Manifest.read(folder / "prepare" / "manifest.csv", pipeline.conditions)
     rule = IntensityRule.from_json(read_json(folder / "prepare" / "intensity.json"))
     splits = {split: load_volumes(manifest.split(split), rule) for split in ("train", "validation", "test")}
