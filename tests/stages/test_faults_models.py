@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 WEIGHTS = "denoiser/diffusion_pytorch_model.safetensors"
 
@@ -231,3 +232,25 @@ def test_a_tampered_model_in_the_registry(workspace: Path, tmp_path: Path, gener
     assert len(outcome.err.splitlines()) == 1
     assert "was changed" in outcome.err
     assert nothing_made(tmp_path)
+
+
+def test_a_step_that_does_not_fit_the_memory_is_told_with_what_helps(
+    workspace: Path, tiny_file: Path, medsynth: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*arguments: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("medsynth.stages.denoiser.train_denoiser", too_large)
+    outcome = medsynth("denoiser", tiny_file, "--workspace", workspace, "--force", "-q")
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert "denoiser.training.batch_size" in line and "checkpointing" in line
+    assert (workspace / "denoiser" / "stage.json").exists(), "what was there before stays"
+
+
+def test_a_damaged_record_of_a_stage_is_told(workspace: Path, tiny_file: Path, medsynth: Any) -> None:
+    (workspace / "denoiser" / "stage.json").write_text('{"digest": ')
+    outcome = medsynth("denoiser", tiny_file, "--workspace", workspace, "--dry-run")
+    assert outcome.code == 3
+    assert len(outcome.errors) == 1
+    assert "found it damaged" in outcome.err
