@@ -61,7 +61,7 @@ def medsynth(run: Run) -> Trained:
     facts |= {"sampler": sampling.sampler, "evaluations": sampling.evaluations}
 
     def generate(request: Request) -> Tensor:
-        guidance = Guidance(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
+        guidance = Guidance.of(sampling)
         sampled = DeviceDenoiser(network, denoiser.objective, "fp32", device)
         return draw_scans(
             run.data,

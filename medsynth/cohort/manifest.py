@@ -33,6 +33,8 @@ LATER = ("resampled",)
 GENERATION = ("model", "seed", "sampler", "evaluations", "guidance")
 """Columns that only synthetic cases have: enough, with the conditions, to draw the same voxels again."""
 
+MANIFEST = "manifest.csv"
+"""Its name wherever one is written."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -67,6 +69,11 @@ class Case:
     """Of the mask's file; empty where there is no mask."""
     resampled: str = ""
     """Why the series was put on a regular grid when it was read; empty where it had one."""
+
+    @property
+    def made_again(self) -> str:
+        """What to do where a file of it is missing or broken."""
+        return f"{'generate' if self.origin == 'synthetic' else 'prepare the cohort'} again (--force)"
 
 
 @dataclass(frozen=True)
@@ -154,9 +161,8 @@ class Manifest:
                 for cases, word in ((missing, "missing"), (altered, "altered"))
                 if cases
             ]
-            again = "generate" if self.cases[0].origin == "synthetic" else "prepare the cohort"
             raise DataError(
-                f"expected the files that the manifest lists, found {', '.join(found)}; {again} again (--force)"
+                f"expected the files that the manifest lists, found {', '.join(found)}; {self.cases[0].made_again}"
             )
 
     def check_training_values(self) -> None:

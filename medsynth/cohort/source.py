@@ -5,14 +5,13 @@ Everything that is wrong with a table comes out at once, by row; what a cell say
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from medsynth.cohort.split import SPLITS
-from medsynth.cohort.table import Mistakes, Row, Table, nearest, read_table
+from medsynth.cohort.table import Mistakes, Row, Table, finite, nearest, read_table
 from medsynth.config.cohort import CategoryCondition, Condition, CsvCohort, FolderCohort, MaskCondition, NumberCondition
 from medsynth.errors import CohortError, UnreadableError
 
@@ -161,12 +160,9 @@ def _value(
             )
             return None
         return cell
-    try:
-        number = float(cell.replace(",", ".") if decimal_comma else cell)
-    except ValueError:
-        number = math.nan
+    number = finite(cell.replace(",", ".") if decimal_comma else cell)
     low, high = condition.range
-    if not math.isfinite(number):
+    if number is None:
         mistakes.add(f"{name}: expected a number, found something else; correct it or drop the row", line)
         return None
     if not low <= number <= high:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,6 +119,15 @@ def read_table(path: Path, known_columns: Iterable[str] = ()) -> Table:
             rows.append(Row(line, dict(zip(columns, cells, strict=False))))
     mistakes.raise_any()
     return Table(columns, tuple(rows), decimal_comma=delimiter != ",")
+
+
+def finite(text: str) -> float | None:
+    """The number that `text` is; None where it is none, or not a finite one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _read_text(path: Path) -> str:

@@ -61,9 +61,8 @@ def _voxels(path: Path, case: Case, kind: type[np.generic]) -> Any:
         image = nibabel.load(path)
         array = np.asanyarray(image.dataobj)
     except (OSError, ImageFileError, EOFError, ValueError) as error:
-        again = "generate" if case.origin == "synthetic" else "prepare the cohort"
         raise UnreadableError(
-            f"case {case.case}: expected the file {path.name}, found it missing or broken; {again} again (--force)"
+            f"case {case.case}: expected the file {path.name}, found it missing or broken; {case.made_again}"
         ) from error
     if array.shape != case.shape:
         raise UnreadableError(

@@ -156,10 +156,9 @@ def unanswerable(generate: Generate, conditions: Mapping[str, Condition], by: st
         return f"{key}.{name}: expected one of the conditions that steer ({known}){nearest(name, steering)}"
 
     for name, value in generate.conditions.items():
-        mistake = _cannot_be(steering[name], value) if name in steering else None
         if name not in steering:
             found.append(unknown("generate.conditions", name))
-        elif mistake:
+        elif mistake := _cannot_be(steering[name], value):
             found.append(f"generate.conditions.{name}: {mistake}")
     counted = steering.get(by) if by is not None else None
     if isinstance(counted, CategoryCondition):

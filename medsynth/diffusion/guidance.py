@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from medsynth.config.explain import nearest
+from medsynth.config.generate import Sampling
 from medsynth.diffusion.angle import Denoise, from_flow_time, per_sample
 from medsynth.diffusion.objective import Denoiser
 from medsynth.errors import ConfigError
@@ -42,6 +43,11 @@ class Guidance:
     scales: Scales = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> Guidance:
+        """As settings have it."""
+        return cls(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
 
     def only(self, names: Collection[str]) -> Guidance:
         """Without the scales of conditions that are not in `names`."""
@@ -64,10 +70,11 @@ class Guidance:
         """Raise ConfigError for a scale of a condition not in `names`, for guidance by one that training never withheld, and
         for numbers out of their range.
         """
-        known, untrained = list(names), list(never_withheld)
+        known = list(names)
+        scales = self.scales if isinstance(self.scales, Mapping) else dict.fromkeys(known, self.scales)
+        unable = [name for name in never_withheld if scales.get(name, 1) != 1]
         mistakes = []
-        scaled = {k for k, v in self.scales.items() if v != 1} if isinstance(self.scales, Mapping) else set(known)
-        if self.scales != 1 and (unable := [name for name in untrained if name in scaled]):
+        if unable:
             mistakes.append(
                 f"guidance: expected conditions that training withheld at times, found {', '.join(unable)} with dropout 0; "
                 "guide by the others, {NAME: SCALE}, or train with a dropout"

@@ -75,9 +75,7 @@ class MaisiAutoencoder(VolumeAutoencoder):
 
         Raises ConfigError where the file is of another kind, unreadable, or holds other names or shapes.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError([f"autoencoder.network.weights: expected a file at {path}, found none; correct the path"])
+        path = require_weights(Path(path))
         if path.suffix != ".safetensors":
             raise ConfigError(
                 [
@@ -104,6 +102,13 @@ class MaisiAutoencoder(VolumeAutoencoder):
                 ]
             )
         self.network.load_state_dict(found)
+
+
+def require_weights(path: Path) -> Path:
+    """The path, where a file lies. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError([f"autoencoder.network.weights: expected a file at {path}, found none; correct the path"])
+    return path
 
 
 def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:

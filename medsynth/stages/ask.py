@@ -10,6 +10,7 @@ from typing import Any
 
 from medsynth import __version__
 from medsynth.cohort.manifest import SAFE_NAME
+from medsynth.cohort.table import finite
 from medsynth.config.base import plain
 from medsynth.config.explain import nearest
 from medsynth.config.generate import Generate, Sampling, ScanFormat, VaryMasks
@@ -25,7 +26,7 @@ from medsynth.models.conditions import encode, never_withheld, steering_values, 
 from medsynth.progress import Progress
 from medsynth.stages.dataset import model_identity, write_dataset
 from medsynth.stages.files import digest, read_json, stamp
-from medsynth.stages.given_masks import finite, given_masks, manifest_rows, row_conditions
+from medsynth.stages.given_masks import given_masks, manifest_rows, row_conditions
 from medsynth.stages.request import Request, draw_requests
 from medsynth.stages.scans import check_masks
 from medsynth.stages.training import pick_device
@@ -86,8 +87,7 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
         )
     # A value that the model never saw is told before anything is written.
     encode(declaration, [steering_values(declaration, request.conditions) for request in requests])
-    guidance = Guidance(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
-    guidance.check(withholdable(declaration), never_withheld(declaration))
+    Guidance.of(sampling).check(withholdable(declaration), never_withheld(declaration))
     if form != "nifti":
         check_writable(pipeline.geometry["modality"])
     plan = {
@@ -167,10 +167,9 @@ def _settings(
                 raise ConfigError([f"--condition {text}: expected counts for {by} alone, found {name}"])
             counts[wanted] = int(number)
         elif kind == "number":
-            number_given = finite(value)
-            if number_given is None:
+            if (found := finite(value)) is None:
                 raise ConfigError([f"--condition {text}: expected a number, found {value!r}"])
-            fixed[name] = number_given
+            fixed[name] = found
         elif kind == "geometry":
             grid = value
         elif kind == "mask":
@@ -179,8 +178,6 @@ def _settings(
             fixed[name] = value
     if counts and not sum(counts.values()):
         raise ConfigError(["--condition: expected a count above 0, found none; leave out what is not wanted"])
-    if counts and by in fixed:
-        raise ConfigError([f"--condition: expected {by} as one value or as counts, found both; leave one out"])
     if question.count and counts:
         raise ConfigError(["--count: expected either a number of scans or counts per value, found both; leave one out"])
     base: dict[str, Any] = {

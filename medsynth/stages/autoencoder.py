@@ -14,9 +14,8 @@ from medsynth.config.autoencoder import KLNetwork, MaisiNetwork
 from medsynth.config.cohort import HuWindow, Intensity
 from medsynth.config.pipeline import MAISI_HU, Pipeline
 from medsynth.digests import file_sha256
-from medsynth.errors import ConfigError
 from medsynth.models.autoencoder import KLAutoencoder
-from medsynth.models.maisi import MaisiAutoencoder
+from medsynth.models.maisi import MaisiAutoencoder, require_weights
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.seeding import derive
 from medsynth.stages.base import Context, Stage, StageResult
@@ -104,13 +103,7 @@ def _settings(pipeline: Pipeline) -> dict[str, Any]:
 def _given_weights(pipeline: Pipeline) -> list[Any] | None:
     """What stands for the file of given weights. Raises ConfigError where there is none."""
     network = pipeline.autoencoder.network
-    if not isinstance(network, MaisiNetwork):
-        return None
-    if not Path(network.weights).is_file():
-        raise ConfigError(
-            [f"autoencoder.network.weights: expected a file at {network.weights}, found none; correct the path"]
-        )
-    return stamp(Path(network.weights))
+    return stamp(require_weights(Path(network.weights))) if isinstance(network, MaisiNetwork) else None
 
 
 @torch.no_grad()

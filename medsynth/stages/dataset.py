@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medsynth import __version__
-from medsynth.cohort.manifest import Case, Manifest
+from medsynth.cohort.manifest import MANIFEST, Case, Manifest
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
 from medsynth.config.generate import Sampling, ScanFormat
 from medsynth.diffusion.batch_size import BatchSize
@@ -31,7 +31,6 @@ from medsynth.stages.request import Request
 from medsynth.stages.scans import generate_all
 from medsynth.stages.synthetic_case import DICOM_FOLDER, dicom_study, write_case
 
-MANIFEST = "manifest.csv"
 WRITERS_FOR_A_DEVICE = 3
 """Threads that write: compressing 256^3 noisy voxels takes a core 0.8 s, and an H200 makes such a volume in 0.4 s."""
 

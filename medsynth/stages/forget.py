@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsynth.cohort.manifest import Case, Manifest
+from medsynth.cohort.manifest import MANIFEST, Case, Manifest
 from medsynth.cohort.source import read_sources
 from medsynth.config.cohort import CsvCohort, FolderCohort, PhantomCohort
 from medsynth.config.load import load_pipeline
@@ -30,7 +30,6 @@ from medsynth.stages.prepare import PHANTOM_FOLDER
 from medsynth.stages.trained_with import models_of
 from medsynth.stages.workspace import PIPELINE_FILE, Workspace
 
-MANIFEST = "manifest.csv"
 RECONSTRUCTIONS = "reconstructions.npy"
 SHOWN_IN_ARTIFACTS = ("evidence.json", "report.html", "pictures/*")
 """What the evaluation leaves in MLflow's artifacts: pictures and figures of single real scans."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medsynth.cohort.table import read_table
+from medsynth.cohort.table import finite, read_table
 from medsynth.config.grid import GRID, Grid, find_grid, named_grid
 from medsynth.errors import CohortError, DataError, UsageError
-from medsynth.imaging.nifti import read_nifti
+from medsynth.imaging.nifti import SUFFIXES, read_nifti
 from medsynth.imaging.scan import describe_mm, spacing_mm
 from medsynth.stages.request import MaskSource, Value
 
 Declaration = Mapping[str, Mapping[str, Any]]
 
 
-FILES = (".nii", ".nii.gz")
 KNOWN_COLUMNS = ("case", "origin", "split", "image", "mask", "shape", "spacing_mm", "seed", "sampler", "model")
 """By which the separator of a manifest is found that a spreadsheet has written."""
 
@@ -36,8 +34,8 @@ def given_masks(place: Path | None, declaration: Declaration, say: Callable[[str
         raise UsageError("--masks: this model takes no mask condition; leave the option out")
     grids = known_grids(declaration)
     if place.is_dir():
-        found = list(_of_files(sorted(path for path in place.iterdir() if path.name.endswith(FILES)), grids))
-    elif place.name.endswith(FILES) and place.is_file():
+        found = list(_of_files(sorted(path for path in place.iterdir() if path.name.endswith(SUFFIXES)), grids))
+    elif place.name.endswith(SUFFIXES) and place.is_file():
         found = list(_of_files([place], grids))
     elif place.is_file():
         rows = [row for row in manifest_rows(place) if row.get("mask")]
@@ -94,15 +92,6 @@ def row_conditions(row: Mapping[str, str], declaration: Declaration) -> dict[str
             case _:
                 found[name] = text or None
     return found
-
-
-def finite(text: str) -> float | None:
-    """The number that `text` is; None where it is none, or not a finite one."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _named(grids: tuple[Grid, ...], text: str) -> str | None:

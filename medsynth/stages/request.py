@@ -102,7 +102,7 @@ def _values(
     """The balanced category's value for each scan, interleaved so that any first part is balanced too."""
     if by is None:
         return [None] * count
-    if (by in declaration and declaration[by]["kind"] != "category") or (by not in declaration and by != profile["by"]):
+    if by != profile["by"] and declaration.get(by, {}).get("kind") != "category":
         raise ConfigError([f"generate.by: expected a category that the model knows, found {by!r}"])
     known = list(declaration[by]["values"]) if by in declaration else list(profile["values"])
     unknown = sorted(set(settings.counts) - set(known))
@@ -119,7 +119,7 @@ def _values(
         return order
     if by in settings.conditions:
         return [str(settings.conditions[by])] * count
-    shares = {value: share for value in known if (share := _share(profile, by, value)) > 0}
+    shares = {value: share for value in known if (share := sum(_shares(profile, by, value).values())) > 0}
     seen = list(shares)
     if not seen:
         raise ConfigError(
@@ -132,14 +132,11 @@ def _values(
     return [seen[int(place)] for place in drawn]
 
 
-def _share(profile: Mapping[str, Any], by: str, value: str, group: str | None = None) -> float:
-    """Share of the training split, or of one of the profile's groups in it, that has this value of a category."""
-    total = 0.0
-    for name, entry in profile["values"].items():
-        if group is None or name == group:
-            within = float(name == value) if by == profile["by"] else float(entry.get(by, {}).get(value, 0.0))
-            total += entry["share"] * within
-    return total
+def _shares(profile: Mapping[str, Any], by: str, value: str) -> dict[str, float]:
+    """By the profile's groups, the share of the training split that is in it and has this value of a category."""
+    if by == profile["by"]:
+        return {name: entry["share"] * (name == value) for name, entry in profile["values"].items()}
+    return {name: entry["share"] * entry.get(by, {}).get(value, 0.0) for name, entry in profile["values"].items()}
 
 
 def _mask_for(
@@ -171,12 +168,12 @@ def _draw(
 ) -> dict[str, Value]:
     """Conditions that go with one value of the balanced category, from the training split's shares and quantiles."""
     groups = profile["values"]
-    likely = {name: _share(profile, by, str(value), name) if by else groups[name]["share"] for name in groups}
-    if by == profile["by"] or not sum(likely.values()):
-        entry = groups.get(str(value)) or groups[max(groups, key=lambda name: groups[name]["share"])]
-    else:
-        weights = np.array(list(likely.values()))
+    entry = None
+    if by is None or by == profile["by"]:
+        entry = groups.get(str(value))
+    elif (weights := np.array(list(_shares(profile, by, str(value)).values()))).any():
         entry = groups[list(groups)[int(generator.choice(len(groups), p=weights / weights.sum()))]]
+    entry = entry or groups[max(groups, key=lambda name: groups[name]["share"])]
     drawn: dict[str, Value] = {}
     for name, stated in entry.items():
         if name == "share" or name not in declaration:

@@ -82,7 +82,7 @@ def _batch_size(
     pipeline: LatentVolumePipeline, request: Request, count: int, sampling: Sampling, wanted: BatchSize
 ) -> int:
     """For `count` requests like this one."""
-    guidance = Guidance(sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale)
+    guidance = Guidance.of(sampling)
     grid = grid_of(pipeline.geometry, request.conditions)
     return pipeline.batch_size_for(wanted, count, grid=grid, guidance=guidance, masked=request.mask is not None)
 

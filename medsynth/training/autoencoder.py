@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,30 +105,34 @@ class AutoencoderTask(Task):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The reconstruction's terms, PSNR (dB) and SSIM through the posterior's mean, averaged over the volumes."""
-        device = next(self.network.parameters()).device
-        totals: dict[str, float] = {}
-        batches = (batch for part in self.validation for batch in torch.split(part, self.batch_size))
-        for volumes in (batch.to(device) for batch in batches):
+
+        def figures(volumes: Tensor) -> dict[str, Tensor]:
             reconstruction, posterior = self.network(volumes)
-            with torch.autocast(device.type, enabled=False):
-                reconstruction = reconstruction.float().clamp(-1, 1)
-                figures, kl = self._figures(reconstruction, volumes), posterior.kl().mean()
-                figures |= {"loss": figures["loss"] + self.weights.kl * kl, "kl": kl}
-            for name, value in figures.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * len(volumes)
-        return self._per_volume(totals)
+            with torch.autocast(volumes.device.type, enabled=False):
+                found, kl = self._figures(reconstruction.float().clamp(-1, 1), volumes), posterior.kl().mean()
+                return {**found, "loss": found["loss"] + self.weights.kl * kl, "kl": kl}
+
+        return self._averaged(self.batch_size, figures)
 
     @torch.no_grad()
     def judge(self, tile_voxels: int) -> dict[str, float]:
         """As `validate`, without the KL divergence: one volume at a time, in tiles where it is larger than these."""
+
+        def figures(volume: Tensor) -> dict[str, Tensor]:
+            decoded = self.network.decode_tiled(self.network.encode_tiled(volume, tile_voxels), tile_voxels)
+            return self._figures(decoded.float().clamp(-1, 1), volume)
+
+        return self._averaged(1, figures)
+
+    def _averaged(self, at_once: int, figures: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, float]:
+        """Over the validation volumes, the figures of so many at once."""
         device = next(self.network.parameters()).device
         totals: dict[str, float] = {}
-        for volume in (volume[None].to(device) for part in self.validation for volume in part):
-            latent = self.network.encode_tiled(volume, tile_voxels)
-            decoded = self.network.decode_tiled(latent, tile_voxels).float().clamp(-1, 1)
-            for name, value in self._figures(decoded, volume).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        return self._per_volume(totals)
+        for volumes in (batch.to(device) for part in self.validation for batch in torch.split(part, at_once)):
+            for name, value in figures(volumes).items():
+                totals[name] = totals.get(name, 0.0) + float(value) * len(volumes)
+        count = sum(len(part) for part in self.validation)
+        return {name: total / count for name, total in totals.items()}
 
     def _figures(self, reconstruction: Tensor, volumes: Tensor) -> dict[str, Tensor]:
         terms = self._terms(reconstruction, volumes, 1)
@@ -138,10 +142,6 @@ class AutoencoderTask(Task):
             "ssim": structural_similarity(reconstruction, volumes).mean(),
             **terms,
         }
-
-    def _per_volume(self, totals: dict[str, float]) -> dict[str, float]:
-        count = sum(len(part) for part in self.validation)
-        return {name: total / count for name, total in totals.items()}
 
     def _terms(self, reconstruction: Tensor, volumes: Tensor, stride: int) -> dict[str, Tensor]:
         terms = {
