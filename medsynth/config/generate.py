@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medsynth.config.base import Fraction, Name, Settings
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition, NumberCondition
@@ -101,11 +101,17 @@ def _exact(value: float) -> str:
 
 ScanFormat = Literal["nifti", "dicom", "both"]
 
+FEWEST_MIXED = 3
+"""Shapes that have a mixture as varied as they are."""
+
 
 class VaryMasks(Settings):
-    """How a training patient's mask is changed before it is asked for: turned about its centre, bent smoothly, as large as
-    before. With both at 0 it is asked for, and given out, as it is."""
+    """How a training patient's mask is changed before it is asked for, every label as large as before: its shape is mixed
+    with those of other patients, or, where there are not enough of a kind or it lies in several pieces, turned about its
+    centre and bent smoothly. With all at 0 it is asked for, and given out, as it is."""
 
+    mix: Annotated[int, Field(ge=0, le=64)] = 12
+    """Patients whose masks are mixed, at most; 0: none."""
     rotate_degrees: Annotated[float, Field(ge=0, le=45)] = 10.0
     """Standard deviation of the angle about each axis."""
     bend: Annotated[float, Field(ge=0, le=0.5)] = 0.15
@@ -114,7 +120,16 @@ class VaryMasks(Settings):
     @property
     def any(self) -> bool:
         """Whether masks are changed at all."""
-        return self.rotate_degrees > 0 or self.bend > 0
+        return self.mix > 0 or self.rotate_degrees > 0 or self.bend > 0
+
+    @field_validator("mix")
+    @classmethod
+    def _enough(cls, mix: int) -> int:
+        if 0 < mix < FEWEST_MIXED:
+            raise ValueError(
+                f"expected 0 or at least {FEWEST_MIXED}, found {mix}: two shapes have no mixture as varied as they are"
+            )
+        return mix
 
 
 class Generate(Settings):

@@ -79,8 +79,8 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
             usual = VaryMasks()
             say(
                 "masks are asked for, and written beside the scans, as they are; where they are patients' outlines, "
-                f"--set vary_masks.rotate_degrees={usual.rotate_degrees:g} --set vary_masks.bend={usual.bend:g} "
-                "turns and bends them"
+                f"--set vary_masks.mix={usual.mix} --set vary_masks.rotate_degrees={usual.rotate_degrees:g} "
+                f"--set vary_masks.bend={usual.bend:g} gives them shapes that nobody has"
             )
         requests = draw_requests(
             settings, declaration, provenance["profile"], masks, count=settings.count, seed=question.seed or 0
@@ -136,8 +136,9 @@ def model_folder(model: str, tracking_uri: str | None) -> Path:
 def _row(request: Request) -> list[Any]:
     """All of a request that decides its scan, as JSON."""
     mask = None if request.mask is None else stamp(request.mask)
-    varied = None if request.variation is None else [request.variation.bend, request.variation.rotation.tolist()]
-    return [request.case, dict(request.conditions), request.seed, mask, varied]
+    variation = request.variation
+    varied = variation and [variation.bend, variation.rotation.tolist(), variation.draws.tolist()]
+    return [request.case, dict(request.conditions), request.seed, mask, varied, list(map(stamp, request.others))]
 
 
 def _settings(
@@ -185,7 +186,7 @@ def _settings(
         "conditions": fixed,
         "counts": counts,
         "sampling": provenance["sampling"],
-        "vary_masks": {"rotate_degrees": 0, "bend": 0},
+        "vary_masks": {"mix": 0, "rotate_degrees": 0, "bend": 0},
     }
     if grid is not None:
         base["grid"] = grid

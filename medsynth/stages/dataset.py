@@ -274,8 +274,9 @@ def _describe(
 def _about_masks(varied: bool) -> list[str]:
     if varied:
         return [
-            "- Masks were turned and bent at random before they were asked for, so that none is a patient's own outline. How close",
-            "  they still are to the outlines that they came from is in the privacy section too.",
+            "- Masks were changed before they were asked for, so that none is a patient's own outline: the shapes of several were",
+            "  mixed, or one was turned and bent at random. How close they still are to the outlines that they came from is in the",
+            "  privacy section too.",
         ]
     return [
         "- Masks are the ones that were given, unchanged. Where those are patients' outlines, whoever gets this dataset gets",

@@ -25,7 +25,7 @@ def run(context: Context, folder: Path) -> StageResult:
     training = manifest.split("train")
     steers_by_mask = (mask := pipeline.mask()) is not None and mask[1].steer
     paths = [(training.mask_path(case), case) for case in training.cases if steers_by_mask]
-    masks = [MaskSource(path, case.conditions) for path, case in paths if path is not None]
+    masks = [MaskSource(path, case.conditions, case.patient) for path, case in paths if path is not None]
     count = settings.count
     if settings.ratio_of_training is not None:
         count = max(1, round(settings.ratio_of_training * len(training.cases)))

@@ -107,7 +107,7 @@ def _of_rows(rows: Iterable[Mapping[str, str]], folder: Path, declaration: Decla
     for row in rows:
         conditions = row_conditions(row, declaration)
         if not several or conditions[GRID] is not None:
-            yield MaskSource(folder / row["mask"], conditions)
+            yield MaskSource(folder / row["mask"], conditions, row.get("patient") or None)
 
 
 def _of_files(paths: Iterable[Path], grids: tuple[Grid, ...]) -> Iterator[MaskSource]:

@@ -24,6 +24,8 @@ class MaskSource:
 
     path: Path
     conditions: Mapping[str, Value]
+    patient: str | None = None
+    """Whose it is, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Request:
     seed: int
     variation: Variation | None = None
     """How the mask is changed before it is asked for."""
+    others: tuple[Path, ...] = ()
+    """The masks that it is mixed with."""
 
 
 def draw_requests(
@@ -68,13 +72,15 @@ def draw_requests(
         conditions = {
             name: fixed.get(name, drawn.get(name)) for name in declaration if declaration[name]["kind"] != "mask"
         }
+        variation, others = _variation(settings, source, masks, numpy_generator(seed, "variation", number))
         requests.append(
             Request(
                 case=f"S{number:05d}",
                 conditions={**{k: v for k, v in drawn.items() if k not in declaration}, **conditions},
                 mask=source.path if source else None,
                 seed=derive(seed, "synthetic", number),
-                variation=_variation(settings, numpy_generator(seed, "variation", number)) if source else None,
+                variation=variation,
+                others=others,
             )
         )
     return requests
@@ -154,9 +160,31 @@ def _mask_for(
     return fitting[int(generator.integers(len(fitting)))]
 
 
-def _variation(settings: Generate, generator: np.random.Generator) -> Variation | None:
+def _variation(
+    settings: Generate, source: MaskSource | None, masks: Sequence[MaskSource], generator: np.random.Generator
+) -> tuple[Variation | None, tuple[Path, ...]]:
+    """How the mask drawn is changed, and masks of other patients with the same categories and grid to mix it with."""
     chosen = settings.vary_masks
-    return draw_variation(generator, chosen.rotate_degrees, chosen.bend) if chosen.any else None
+    if source is None or not chosen.any:
+        return None, ()
+    variation = draw_variation(generator, chosen.mix, chosen.rotate_degrees, chosen.bend)
+    kind = _kind(source)
+    others: dict[str, Path] = {}
+    for place in generator.permutation(len(masks)) if chosen.mix else ():
+        if len(others) == chosen.mix - 1:
+            break
+        other = masks[int(place)]
+        if _owner(other) != _owner(source) and _kind(other) == kind:
+            others.setdefault(_owner(other), other.path)
+    return variation, tuple(others.values())
+
+
+def _kind(source: MaskSource) -> dict[str, Value]:
+    return {name: value for name, value in source.conditions.items() if not isinstance(value, (int, float))}
+
+
+def _owner(source: MaskSource) -> str:
+    return source.patient or str(source.path)
 
 
 def _draw(

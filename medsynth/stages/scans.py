@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
-from collections.abc import Generator, Sequence
-from functools import partial
+from collections.abc import Callable, Generator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from medsynth.config.generate import Sampling
+from medsynth.config.grid import Grid
 from medsynth.diffusion.batch_size import BatchSize
-from medsynth.diffusion.geometry import centred_affine, grid_of
+from medsynth.diffusion.geometry import centred_affine, grid_of, grids_of
 from medsynth.diffusion.guidance import Guidance
 from medsynth.diffusion.pipeline import LatentVolumePipeline
 from medsynth.errors import DataError
@@ -20,10 +23,13 @@ from medsynth.imaging.grid import in_axis_order_of
 from medsynth.imaging.nifti import read_nifti
 from medsynth.imaging.scan import Scan, describe_mm, make_scan, same_grid, spacing_mm
 from medsynth.imaging.synthetic.segmentation import read_segmentation
-from medsynth.imaging.vary import varied
+from medsynth.imaging.vary import Body, varied
 from medsynth.models.conditions import mask_labels
 from medsynth.progress import Progress
 from medsynth.stages.request import Request
+
+BODIES_BYTES = 2**30
+"""Memory for what masks are mixed with."""
 
 
 def generate_all(
@@ -42,13 +48,14 @@ def generate_all(
     """
     kind_of = partial(_kind_of, pipeline)
     counts = Counter(map(kind_of, in_all))
+    mask_of = _masks(pipeline)
     with pipeline.keeping():
         for kind, group in itertools.groupby(sorted(requests, key=kind_of), kind_of):
             left = list(group)
             while left:
                 size = _batch_size(pipeline, left[0], counts[kind], sampling, batch_size)
                 batch, left = left[:size], left[size:]
-                masks = [mask for request in batch if (mask := _load_mask(pipeline, request)) is not None]
+                masks = [mask for request in batch if (mask := mask_of(request)) is not None]
                 volumes = pipeline.stream(
                     [
                         {name: request.conditions.get(name) for name in pipeline.condition_declaration}
@@ -73,9 +80,13 @@ def try_batch_sizes(pipeline: LatentVolumePipeline, requests: Sequence[Request],
         _batch_size(pipeline, group[0], len(group), sampling, "auto")
 
 
+def _grid(pipeline: LatentVolumePipeline, request: Request) -> Grid:
+    return grid_of(pipeline.geometry, request.conditions)
+
+
 def _kind_of(pipeline: LatentVolumePipeline, request: Request) -> tuple[str, bool]:
     """Requests alike in the grid and in having a mask can be computed together."""
-    return str(grid_of(pipeline.geometry, request.conditions)), request.mask is not None
+    return str(_grid(pipeline, request)), request.mask is not None
 
 
 def _batch_size(
@@ -83,40 +94,66 @@ def _batch_size(
 ) -> int:
     """For `count` requests like this one."""
     guidance = Guidance.of(sampling)
-    grid = grid_of(pipeline.geometry, request.conditions)
-    return pipeline.batch_size_for(wanted, count, grid=grid, guidance=guidance, masked=request.mask is not None)
+    return pipeline.batch_size_for(
+        wanted, count, grid=_grid(pipeline, request), guidance=guidance, masked=request.mask is not None
+    )
 
 
 def check_masks(pipeline: LatentVolumePipeline, requests: Sequence[Request]) -> int:
     """Raise DataError for a mask that cannot be used, before anything is written. Returns how many hold no label at all."""
-    masks = [_load_mask(pipeline, request) for request in {request.mask: request for request in requests}.values()]
-    return sum(mask is not None and not bool(mask.as_tensor().any()) for mask in masks)
+    first = {request.mask: request for request in requests if request.mask is not None}
+    masks = [_read(pipeline, path, _grid(pipeline, request), request.case) for path, request in first.items()]
+    mixed = {path: request for request in requests for path in request.others if path not in first}
+    for path, request in mixed.items():
+        _read(pipeline, path, _grid(pipeline, request), request.case)
+    return sum(not bool(mask.as_tensor().any()) for mask in masks)
 
 
-def _load_mask(pipeline: LatentVolumePipeline, request: Request) -> Scan | None:
-    """A mask of the box and spacing of its grid, turned so that its axes run as the model's; where it lies in the world does
-    not matter, because a synthetic scan has its own place.
+def _masks(pipeline: LatentVolumePipeline) -> Callable[[Request], Scan | None]:
+    """The masks of requests, varied as these say. Bodies to mix with are kept as far as `BODIES_BYTES` go."""
 
-    Raises DataError where it is on another grid or holds other values than the declared labels. Errors name the scan that was
-    asked for, and not the file: it may be called after a patient.
+    def body(path: Path, grid: Grid) -> Body | None:
+        labels = np.asarray(_read(pipeline, path, grid, "others"))[0]
+        return Body(labels, grid.spacing_mm) if labels.any() else None
+
+    largest = max(math.prod(grid.box) for grid in grids_of(pipeline.geometry))
+    depths = 1 + len(mask_labels(pipeline.condition_declaration))
+    kept_body = lru_cache(BODIES_BYTES // (largest * depths * np.float32().nbytes))(body)
+
+    def mask_of(request: Request) -> Scan | None:
+        if request.mask is None:
+            return None
+        grid = _grid(pipeline, request)
+        mask = _read(pipeline, request.mask, grid, request.case)
+        if request.variation is None:
+            return mask
+        others = [kept_body(path, grid) for path in request.others]
+        return same_grid(mask, varied(np.asarray(mask)[0], grid.spacing_mm, request.variation, others)[None])
+
+    return mask_of
+
+
+def _read(pipeline: LatentVolumePipeline, path: Path, grid: Grid, wanted_for: str) -> Scan:
+    """A mask of a grid's box and spacing, turned so that its axes run as the model's; where it lies in the world does not
+    matter, because a synthetic scan has its own place.
+
+    Raises DataError where it is on another grid or holds other values than the declared labels. Errors name what it is wanted
+    for, and not the file: it may be called after a patient.
     """
-    if request.mask is None:
-        return None
     geometry = pipeline.geometry
-    grid = grid_of(geometry, request.conditions)
     like = make_scan(
         np.zeros(grid.box, np.float32), centred_affine(grid), modality=geometry["modality"], unit=geometry["unit"]
     )
     try:
-        if request.mask.suffix == ".dcm":
-            mask = read_segmentation(request.mask, mask_labels(pipeline.condition_declaration), like)
+        if path.suffix == ".dcm":
+            mask = read_segmentation(path, mask_labels(pipeline.condition_declaration), like)
         else:
-            mask = in_axis_order_of(read_nifti(request.mask), like)
+            mask = in_axis_order_of(read_nifti(path), like)
     except DataError as error:
-        raise type(error)(f"mask for {request.case}: {error}".replace(request.mask.name, "the file")) from None
+        raise type(error)(f"mask for {wanted_for}: {error}".replace(path.name, "the file")) from None
     if not grid.fits(mask.shape[1:], spacing_mm(mask)):
         raise DataError(
-            f"mask for {request.case}: expected {list(grid.box)} voxels of {describe_mm(grid.spacing_mm)}, as the model's box, "
+            f"mask for {wanted_for}: expected {list(grid.box)} voxels of {describe_mm(grid.spacing_mm)}, as the model's box, "
             f"found {list(mask.shape[1:])} of {describe_mm(spacing_mm(mask))}; prepare it with the same settings"
         )
     values, declared = np.asarray(mask), mask_labels(pipeline.condition_declaration)
@@ -124,10 +161,7 @@ def _load_mask(pipeline: LatentVolumePipeline, request: Request) -> Scan | None:
     if len(unknown):
         stated = ", ".join(f"{value} ({name})" for name, value in declared.items())
         raise DataError(
-            f"mask for {request.case}: expected no values but 0 and {stated}, found {len(unknown)} others, such as "
+            f"mask for {wanted_for}: expected no values but 0 and {stated}, found {len(unknown)} others, such as "
             f"{unknown[0]:g}; renumber its labels"
         )
-    labels = values.astype(np.uint8)
-    if request.variation is not None:
-        labels = varied(labels[0], grid.spacing_mm, request.variation)[None]
-    return same_grid(like, labels)
+    return same_grid(like, values.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Varied masks: as large as before, where they were before, turned and bent as much as asked for."""
+"""Varied masks: as large as before, where they were before, mixed, or turned and bent as much as asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.ndimage import distance_transform_edt, map_coordinates
 
-from medsynth.imaging.vary import LENGTH, Variation, draw_variation, varied
+from medsynth.imaging.vary import LENGTH, REACH, Body, Variation, draw_variation, varied
 from medsynth.seeding import numpy_generator
 
 SPACING = (1.0, 1.0, 1.0)
@@ -24,7 +24,21 @@ def two_labels(shape: tuple[int, int, int] = (31, 29, 27)) -> NDArray[np.uint8]:
 
 
 def drawn(rotate_degrees: float, bend: float, number: int = 0) -> Variation:
-    return draw_variation(numpy_generator(7, "variation", number), rotate_degrees, bend)
+    return draw_variation(numpy_generator(7, "variation", number), 0, rotate_degrees, bend)
+
+
+def mixing(count: int, number: int = 0) -> Variation:
+    return draw_variation(numpy_generator(7, "mixing", number), count, 10, 0.15)
+
+
+def ellipsoid(
+    axes: tuple[float, float, float],
+    centre: tuple[float, float, float] = (15, 15, 15),
+    spacing: tuple[float, float, float] = SPACING,
+) -> NDArray[np.uint8]:
+    """In a box of 31 voxels; half axes in mm."""
+    places = np.stack(np.meshgrid(*[np.arange(31.0)] * 3, indexing="ij"), -1) - centre
+    return np.asarray(((places * spacing / axes) ** 2).sum(-1) <= 1, np.uint8)
 
 
 def quarter_turn() -> Variation:
@@ -46,9 +60,19 @@ def naively(mask: NDArray[np.uint8], spacing_mm: tuple[float, ...], variation: V
 
     def depths(body: np.ndarray) -> np.ndarray:
         depth = distance_transform_edt(body, sampling=spacing) - distance_transform_edt(~body, sampling=spacing)
-        return map_coordinates(depth.astype(np.float32), sources.T, order=1, mode="nearest")
+        depth = np.maximum(depth / radius, -REACH).astype(np.float32)
+        return map_coordinates(depth, sources.T.astype(np.float32), order=1, mode="nearest")
 
-    left = sorted(np.argsort(-depths(mask > 0), kind="stable")[: len(inside)])
+    whole = depths(mask > 0)
+    for taken in range(len(inside), mask.size):  # until one piece is large enough
+        body = np.zeros(mask.size, bool)
+        body[np.argsort(-whole, kind="stable")[:taken]] = True
+        pieces = ndimage.label(body.reshape(mask.shape), np.ones((3, 3, 3)))[0].ravel()
+        sizes = np.bincount(pieces)[1:]
+        if sizes.max() >= len(inside):
+            break
+    whole = np.where(pieces == 1 + sizes.argmax(), whole, -np.inf)
+    left = sorted(np.argsort(-whole, kind="stable")[: len(inside)])
     result = np.zeros_like(mask)
     sizes = {label: int((mask == label).sum()) for label in np.unique(mask[mask > 0])}
     inner = {label: depths(mask == label) for label in sizes}
@@ -158,3 +182,87 @@ def test_displacements_are_a_gaussian_field_of_the_stated_spread_and_length() ->
     products = (fields[:, :1] * fields).mean((0, 2)) / 0.2**2
     # The kernel of the field: exp(-d^2 / 2 LENGTH^2).
     assert products == pytest.approx([1, np.exp(-0.5), np.exp(-2.0)], abs=0.03)
+
+
+@pytest.mark.parametrize("count", [3, 4, 12])
+def test_a_mixture_has_the_mean_and_the_spread_of_what_is_mixed(count: int) -> None:
+    generator = numpy_generator(7, "shapes")
+    spread = np.array([[2.0, 0.6], [0.6, 0.5]])
+    shapes = generator.multivariate_normal([3, -1], spread, size=(20000, count))
+    shares = np.stack([mixing(count, number).shares(count) for number in range(200)])
+    assert shares.sum(1) == pytest.approx(np.ones(200)) and (shares**2).sum(1) == pytest.approx(np.ones(200))
+    assert shares.std(0) == pytest.approx(
+        np.full(count, np.sqrt((count - 1) / count**2)), rel=0.2
+    )  # nobody's more than another's
+    mixed = np.einsum("nk,nkd->nd", np.tile(shares, (100, 1)), shapes)
+    assert mixed.mean(0) == pytest.approx([3, -1], abs=0.04)
+    assert np.cov(mixed.T) == pytest.approx(spread, abs=0.06)
+
+
+def test_shares_of_fewer_shapes_than_were_drawn_for() -> None:
+    for count in (3, 5):
+        shares = mixing(12).shares(count)
+        assert len(shares) == count
+        assert shares.sum() == pytest.approx(1) and (shares**2).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_one_shape_in_several_sizes_and_places_is_mixed_into_itself(number: int) -> None:
+    mask = ellipsoid((11, 8, 5.5))
+    others = [
+        Body(ellipsoid((11 * k, 8 * k, 5.5 * k), centre), SPACING)
+        for k, centre in ((0.8, (12, 14, 17)), (1.1, (16, 15, 15)), (0.7, (19, 13, 12)), (0.9, (15, 17, 14)))
+    ]
+    assert overlap(varied(mask, SPACING, mixing(5, number), others), mask) > 0.9
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_lengths_of_a_mixture_are_millimetres(number: int) -> None:
+    spacing = (0.7, 0.7, 2.0)
+    mask = ellipsoid((8, 8, 8), spacing=spacing)  # balls, 23 voxels wide and 8 high
+    others = [Body(ellipsoid((r, r, r), spacing=spacing), spacing) for r in (6, 7, 9)]
+    extents = np.ptp(np.argwhere(varied(mask, spacing, mixing(4, number), others)), axis=0) * spacing
+    assert extents == pytest.approx([16, 16, 16], abs=2.5)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_mixture_is_as_large_and_in_one_piece_about_the_same_place(number: int) -> None:
+    mask = two_labels((31, 31, 31))
+    axes = [(8, 5, 4), (4, 9, 5), (6, 6, 6), (9, 4, 4), (5, 5, 8), (7, 4, 7)]
+    others = [Body(ellipsoid(each, (14, 15, 13)) * np.uint8(2), SPACING) for each in axes]  # without the first label
+    found = varied(mask, SPACING, mixing(7, number), others)
+    assert [(found == label).sum() for label in (1, 2)] == [(mask == label).sum() for label in (1, 2)]
+    assert ndimage.label(found, np.ones((3, 3, 3)))[1] == 1
+    assert np.abs(np.argwhere(found).mean(0) - np.argwhere(mask).mean(0)).max() < 1.5
+    assert all(overlap(found, each) < 0.97 for each in [mask, *(ellipsoid(each, (14, 15, 13)) for each in axes)])
+
+
+def test_a_mixture_is_computed_as_said() -> None:
+    """Against the sum over all voxels of the box, in a box without edges nearby."""
+    mask, variation = ellipsoid((5, 4, 3)), mixing(3)
+    masks = [mask, ellipsoid((4, 4, 4), (14, 15, 16)), ellipsoid((3, 6, 3))]
+    total = np.zeros(mask.size)
+    radius = [(3 * each.sum() / (4 * np.pi)) ** (1 / 3) for each in masks]
+    for share, each, own in zip(variation.shares(3), masks, radius, strict=True):
+        depth = distance_transform_edt(each) - distance_transform_edt(each == 0)
+        places = (np.argwhere(mask >= 0) - np.argwhere(mask).mean(0)) * own / radius[0] + np.argwhere(each).mean(0)
+        sampled = map_coordinates(np.maximum(depth / own, -REACH), places.T, order=1, mode="nearest")
+        total += share * sampled
+    found = varied(mask, SPACING, variation, [Body(each, SPACING) for each in masks[1:]])
+    assert total.reshape(mask.shape)[found > 0].min() >= total.reshape(mask.shape)[found == 0].max() - 1e-5
+
+
+def test_what_cannot_be_mixed_is_bent() -> None:
+    mask, variation = ellipsoid((8, 6, 4)), mixing(12)
+    bent = varied(mask, SPACING, replace(variation, draws=np.zeros(0)))
+    assert not np.array_equal(bent, mask)
+    ball = Body(ellipsoid((6, 6, 6)), SPACING)
+    scattered = ellipsoid((3, 3, 3), (6, 6, 6)) | ellipsoid((3, 3, 3), (24, 24, 24)) | ellipsoid((4, 3, 3), (6, 24, 6))
+    spread_out = Body(scattered, SPACING)
+    assert ball.in_one_piece and not spread_out.in_one_piece
+    for others in ([], [ball], [ball, None], [ball, spread_out, None]):  # two shapes at most
+        assert np.array_equal(varied(mask, SPACING, variation, others), bent)
+    assert not np.array_equal(varied(mask, SPACING, variation, [ball, ball]), bent)
+    pieces = varied(scattered, SPACING, variation, [ball] * 5)
+    assert np.array_equal(pieces, varied(scattered, SPACING, variation))
+    assert ndimage.label(pieces)[1] == 3

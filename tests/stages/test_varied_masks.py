@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medsynth.config.generate import Generate
+from medsynth.errors import DataError
 from medsynth.progress import Silent
 from medsynth.stages.ask import Question, answer
 from medsynth.stages.request import MaskSource, draw_requests
@@ -33,7 +34,7 @@ def test_a_pipeline_asks_with_masks_that_no_training_patient_has(finished: Path)
     own = [mask for mask in synthetic if any(np.array_equal(mask, other) for other in training)]
     assert len(own) < len(synthetic)
     assert all((mask > 0).sum() < 128 for mask in own)  # few voxels have few shapes
-    assert "turned and bent" in (finished / "synthetic" / "README.md").read_text()
+    assert "shapes of several" in (finished / "synthetic" / "README.md").read_text()
 
 
 def test_masks_that_a_user_gives_are_taken_as_they_are_unless_asked_otherwise(finished: Path, tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_masks_that_a_user_gives_are_taken_as_they_are_unless_asked_otherwise(fi
     assert not np.array_equal(varied, drawn) and varied.sum() == drawn.sum()
     assert len(said) == 1 and "as they are" in said[0]
     assert "unchanged" in (tmp_path / "same" / "README.md").read_text()
-    assert "turned and bent" in (tmp_path / "varied" / "README.md").read_text()
+    assert "shapes of several" in (tmp_path / "varied" / "README.md").read_text()
 
 
 def test_each_scan_has_a_variation_of_its_own_and_the_same_each_time() -> None:
@@ -68,7 +69,57 @@ def test_each_scan_has_a_variation_of_its_own_and_the_same_each_time() -> None:
 
 @pytest.mark.parametrize("masks", [[], [MaskSource(Path("a.nii.gz"), {})]])
 def test_without_a_mask_or_a_wish_nothing_is_varied(masks: list[MaskSource]) -> None:
-    still = Generate.model_validate({"vary_masks": {"rotate_degrees": 0, "bend": 0}})
+    still = Generate.model_validate({"vary_masks": {"mix": 0, "rotate_degrees": 0, "bend": 0}})
     settings = still if masks else Generate()
     (request,) = draw_requests(settings, DECLARATION, PROFILE, masks, count=1, seed=1)
     assert request.variation is None
+
+
+def sources(*rows: tuple[str, str, str | None]) -> list[MaskSource]:
+    """Name, diagnosis and patient of each."""
+    return [MaskSource(Path(f"{name}.nii.gz"), {"diagnosis": told, "age": 50.0}, who) for name, told, who in rows]
+
+
+def test_a_mask_is_mixed_with_those_of_other_patients_of_its_kind() -> None:
+    masks = sources(("a", "benign", "p"), ("b", "benign", "q"), ("c", "benign", "q"), ("d", "benign", "p"))
+    masks += sources(("e", "malignant", "r"), ("f", "benign", "s"), ("g", "benign", None), ("h", "benign", None))
+    owners = {str(source.path): source.patient or str(source.path) for source in masks}
+    kinds = {str(source.path): source.conditions["diagnosis"] for source in masks}
+    requests = draw_requests(Generate(), DECLARATION, PROFILE, masks, count=40, seed=1)
+    for request in requests:
+        everybody = [str(path) for path in (request.mask, *request.others)]
+        assert {kinds[name] for name in everybody} == {kinds[everybody[0]]}
+        assert len({owners[name] for name in everybody}) == len(everybody)
+        assert len(request.others) == (0 if kinds[everybody[0]] == "malignant" else 4)
+        assert request.variation is not None
+    assert len({request.others for request in requests}) > 20
+    few = Generate.model_validate({"vary_masks": {"mix": 3}})
+    assert {len(r.others) for r in draw_requests(few, DECLARATION, PROFILE, masks, count=40, seed=1)} == {0, 2}
+
+
+def test_without_mixing_others_are_left_alone() -> None:
+    masks = sources(("a", "benign", "p"), ("b", "benign", "q"), ("c", "benign", "r"))
+    bent = Generate.model_validate({"vary_masks": {"mix": 0}})
+    for request in draw_requests(bent, DECLARATION, PROFILE, masks, count=5, seed=1):
+        assert request.variation is not None and request.others == ()
+
+
+@pytest.mark.parametrize("mix", [1, 2, -1, 65])
+def test_a_number_of_shapes_that_have_no_mixture_is_refused(mix: int) -> None:
+    with pytest.raises(ValueError, match="mix"):
+        Generate.model_validate({"vary_masks": {"mix": mix}})
+
+
+def test_a_mask_that_cannot_be_mixed_in_is_told_before_anything_is_written(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    ball = (np.linalg.norm(np.indices((16, 16, 16)) - 7.5, axis=0) < 5).astype(np.uint8)
+    for name, value in (("a", 1), ("b", 1), ("c", 7)):
+        nibabel.Nifti1Image(ball * np.uint8(value), np.diag([3.0, 3, 3, 1])).to_filename(folder / f"{name}.nii.gz")
+    overrides = ("sampling.evaluations=2", "vary_masks.mix=3")
+    question = Question(
+        model=str(finished / "denoiser" / "model"), out=tmp_path / "out", count=1, masks=folder, overrides=overrides
+    )
+    with pytest.raises(DataError, match="no values but 0 and 1"):
+        answer(question, dry_run=False, progress=Silent(), say=lambda _: None)
+    assert not (tmp_path / "out").exists()
