@@ -1,18 +1,44 @@
-"""Work that goes on beside the caller's: files are written while the next volumes are computed."""
+"""Work that goes on beside the caller's: files are written, and masks made ready, while volumes are computed."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
 from types import TracebackType
+from typing import TypeVar
 
 from medsynth.progress import Advance
 
 WAITING = 2
 """Pieces of work, and so volumes in memory, that wait for those in hand."""
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result]:
+    """What `work` makes of each item, in order, by as many threads and at most `WAITING` more ahead; without threads when asked.
+
+    What it raises for an item is raised where that item's turn is.
+    """
+    if not threads:
+        yield from map(work, items)
+        return
+    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="medsynth-ahead")
+    begun: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) >= WAITING + threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Background:

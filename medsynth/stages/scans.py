@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -26,8 +28,11 @@ from medsynth.imaging.synthetic.segmentation import read_segmentation
 from medsynth.imaging.vary import Body, varied
 from medsynth.models.conditions import mask_labels
 from medsynth.progress import Progress
+from medsynth.stages.background import ahead
 from medsynth.stages.request import Request
 
+MASK_THREADS = 8
+"""That make masks ready for a device; each takes seconds where they are large, as long as many volumes."""
 BODIES_BYTES = 2**30
 """Memory for what masks are mixed with."""
 
@@ -43,32 +48,34 @@ def generate_all(
 ) -> Generator[tuple[Request, Scan, Scan | None]]:
     """Each request with its scan and mask, as they get finished, those of one grid after those of another.
 
-    Masks are read for one batch at a time. `in_all`: the scans for which the size of the batches is chosen, the same
-    before and after an interruption.
+    Masks are made ready for one batch at a time, and a few ahead on a device that computes scans in batches. `in_all`: the
+    scans for which the size of the batches is chosen, the same before and after an interruption.
     """
     kind_of = partial(_kind_of, pipeline)
     counts = Counter(map(kind_of, in_all))
-    mask_of = _masks(pipeline)
+    mask_of = mask_reader(pipeline)
+    threads = min(MASK_THREADS, os.cpu_count() or 1) if pipeline.fills_a_device else 0
     with pipeline.keeping():
         for kind, group in itertools.groupby(sorted(requests, key=kind_of), kind_of):
             left = list(group)
-            while left:
-                size = _batch_size(pipeline, left[0], counts[kind], sampling, batch_size)
-                batch, left = left[:size], left[size:]
-                masks = [mask for request in batch if (mask := mask_of(request)) is not None]
-                volumes = pipeline.stream(
-                    [
-                        {name: request.conditions.get(name) for name in pipeline.condition_declaration}
-                        for request in batch
-                    ],
-                    masks=torch.stack([torch.as_tensor(np.asarray(mask)) for mask in masks]) if masks else None,
-                    seeds=[request.seed for request in batch],
-                    batch_size=size,
-                    progress=progress,
-                    **sampling.model_dump(),
-                )
-                for request, volume in zip(batch, volumes, strict=True):
-                    yield request, volume.scan, volume.mask
+            with closing(ahead(mask_of, left, threads)) as loaded:
+                while left:
+                    size = _batch_size(pipeline, left[0], counts[kind], sampling, batch_size)
+                    batch, left = left[:size], left[size:]
+                    masks = [mask for _ in batch if (mask := next(loaded)) is not None]
+                    volumes = pipeline.stream(
+                        [
+                            {name: request.conditions.get(name) for name in pipeline.condition_declaration}
+                            for request in batch
+                        ],
+                        masks=torch.stack([torch.as_tensor(np.asarray(mask)) for mask in masks]) if masks else None,
+                        seeds=[request.seed for request in batch],
+                        batch_size=size,
+                        progress=progress,
+                        **sampling.model_dump(),
+                    )
+                    for request, volume in zip(batch, volumes, strict=True):
+                        yield request, volume.scan, volume.mask
 
 
 def try_batch_sizes(pipeline: LatentVolumePipeline, requests: Sequence[Request], sampling: Sampling) -> None:
@@ -109,7 +116,7 @@ def check_masks(pipeline: LatentVolumePipeline, requests: Sequence[Request]) -> 
     return sum(not bool(mask.as_tensor().any()) for mask in masks)
 
 
-def _masks(pipeline: LatentVolumePipeline) -> Callable[[Request], Scan | None]:
+def mask_reader(pipeline: LatentVolumePipeline) -> Callable[[Request], Scan | None]:
     """The masks of requests, varied as these say. Bodies to mix with are kept as far as `BODIES_BYTES` go."""
 
     def body(path: Path, grid: Grid) -> Body | None:

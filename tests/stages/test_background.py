@@ -16,7 +16,7 @@ from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import StorageError
 from medsynth.progress import Silent
 from medsynth.stages import dataset as dataset_module
-from medsynth.stages.background import WAITING, Background, Watching
+from medsynth.stages.background import WAITING, Background, Watching, ahead
 from medsynth.stages.dataset import write_dataset
 from medsynth.stages.request import Request
 from medsynth.stages.scans import generate_all
@@ -212,3 +212,38 @@ def test_what_has_a_row_is_not_computed_again(finished: Path, tmp_path: Path, mo
     written = write_dataset(pipeline, requests, FAST, tmp_path / "out", batch_size=2, **WAYS)
     assert seeds == [1, 2, 4]
     assert len(written.cases) == REQUESTS
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_what_is_made_ahead_comes_in_order_and_an_error_in_its_turn(threads: int) -> None:
+    def work(number: int) -> int:
+        time.sleep(0.01 * (number % 3))
+        if number == 7:
+            raise StorageError("seven")
+        return number**2
+
+    assert list(ahead(work, range(7), threads)) == [0, 1, 4, 9, 16, 25, 36]
+    made = ahead(work, range(20), threads)
+    assert [next(made) for _ in range(7)] == [0, 1, 4, 9, 16, 25, 36]
+    with pytest.raises(StorageError, match="seven"):
+        next(made)
+
+
+def test_only_so_much_is_made_ahead_and_nothing_after_it_is_closed() -> None:
+    begun: list[int] = []
+    made = ahead(begun.append, range(100), 2)
+    next(made)
+    time.sleep(0.05)
+    assert len(begun) <= 2 + WAITING
+    made.close()
+    before = len(begun)
+    time.sleep(0.05)
+    assert len(begun) == before
+    assert not any(thread.name.startswith("medsynth-ahead") for thread in threading.enumerate())
+
+
+def test_a_machine_without_a_device_makes_nothing_ahead() -> None:
+    begun: list[int] = []
+    made = ahead(begun.append, range(100), 0)
+    next(made)
+    assert begun == [0]

@@ -11,10 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from medsynth.config.generate import Generate
+from medsynth.diffusion.model_folder import load_model
 from medsynth.errors import DataError
 from medsynth.progress import Silent
 from medsynth.stages.ask import Question, answer
+from medsynth.stages.background import ahead
+from medsynth.stages.files import read_json
+from medsynth.stages.given_masks import given_masks
 from medsynth.stages.request import MaskSource, draw_requests
+from medsynth.stages.scans import mask_reader
 
 DECLARATION = {"lesion": {"kind": "mask", "labels": {"lesion": 1}}}
 PROFILE = {"by": None, "values": {"": {"share": 1.0}}}
@@ -123,3 +128,16 @@ def test_a_mask_that_cannot_be_mixed_in_is_told_before_anything_is_written(finis
     with pytest.raises(DataError, match="no values but 0 and 1"):
         answer(question, dry_run=False, progress=Silent(), say=lambda _: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_made_by_several_threads_are_those_made_one_after_another(finished: Path) -> None:
+    pipeline = load_model(finished / "denoiser" / "model")
+    manifest = finished / "prepare" / "manifest.csv"
+    masks = given_masks(manifest, pipeline.condition_declaration, lambda _: None)
+    profile = read_json(finished / "denoiser" / "model" / "provenance.json")["profile"]
+    requests = draw_requests(Generate(), pipeline.condition_declaration, profile, masks, count=12, seed=3)
+    assert any(request.others for request in requests)
+    one, several = (list(ahead(mask_reader(pipeline), requests, threads)) for threads in (0, 4))
+    for first, second in zip(one, several, strict=True):
+        assert first is not None and second is not None
+        assert np.array_equal(np.asarray(first), np.asarray(second))
