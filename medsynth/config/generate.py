@@ -110,7 +110,7 @@ class VaryMasks(Settings):
     with those of other patients, or, where there are not enough of a kind or it lies in several pieces, turned about its
     centre and bent smoothly. With all at 0 it is asked for, and given out, as it is."""
 
-    mix: Annotated[int, Field(ge=0, le=64)] = 12
+    mix: Annotated[int, Field(ge=0, le=64)] = 24
     """Patients whose masks are mixed, at most; 0: none."""
     rotate_degrees: Annotated[float, Field(ge=0, le=45)] = 10.0
     """Standard deviation of the angle about each axis."""
