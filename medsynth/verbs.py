@@ -14,7 +14,7 @@ from medsynth.config.generate import ScanFormat
 from medsynth.config.pipeline import Pipeline
 from medsynth.console import Screen
 from medsynth.errors import UsageError
-from medsynth.stages.base import Context, plan, run_stages
+from medsynth.stages.base import Context, check_needs, plan, run_stages
 from medsynth.stages.chain import chosen
 from medsynth.stages.files import read_json
 from medsynth.stages.workspace import Workspace
@@ -33,6 +33,7 @@ def run_pipeline(pipeline: Pipeline, folder: Path, only: str | None, *, force: b
             "command line on one"
         )
     workspace = Workspace(folder)
+    check_needs(chosen(only), workspace)  # a mistyped folder is not made
     with workspace.opened(pipeline):
         planned = plan(chosen(only), pipeline, workspace, force=force)
         if any(line.run for line in planned):

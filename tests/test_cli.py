@@ -108,6 +108,8 @@ def test_version(medsynth: Any) -> None:
         ["config", "show", "dmo"],
         ["run", "demo", "--seed", "-1"],
         ["run", "demo", "--device", "gpu"],
+        ["evaluate", "demo", "--workspace", "mistyped"],
+        ["generate", "demo"],
     ],
     ids=" ".join,
 )

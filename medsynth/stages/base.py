@@ -95,22 +95,28 @@ def plan(stages: Sequence[Stage], pipeline: Pipeline, workspace: Workspace, *, f
     return lines
 
 
+def check_needs(stages: Sequence[Stage], workspace: Workspace) -> None:
+    """Raise UsageError where a stage that is not among them is needed and not done."""
+    named = {stage.name for stage in stages}
+    for stage in stages:
+        missing = [name for name in stage.needs if name not in named and workspace.digest_of(name) is None]
+        if missing:
+            raise UsageError(
+                f"{stage.name}: expected the stage {missing[0]} to be done, found none in {workspace.path}; "
+                f"run `medsynth {missing[0]}` or `medsynth run` first"
+            )
+
+
 def run_stages(stages: Sequence[Stage], context: Context, *, force: bool = False) -> dict[str, StageResult]:
     """Run what is not done, in order. Returns the results of the stages that ran.
 
-    Raises UsageError where a needed stage is missing, StorageError where the disk is full, and whatever a stage raises.
+    Raises StorageError where the disk is full, and whatever a stage raises.
     """
     workspace, pipeline = context.workspace, context.pipeline
     results = {}
     for stage in stages[1:]:
         stage.sources(pipeline)  # what is missing outside the workspace is told before hours of work, not after
     for stage in stages:
-        missing = [name for name in stage.needs if workspace.digest_of(name) is None]
-        if missing:
-            raise UsageError(
-                f"{stage.name}: expected the stage {missing[0]} to be done, found none in {workspace.path}; "
-                f"run `medsynth {missing[0]}` or `medsynth run` first"
-            )
         (planned,) = plan([stage], pipeline, workspace, force=force)
         if not planned.run:
             workspace.event("skipped", stage=stage.name)

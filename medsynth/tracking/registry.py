@@ -253,7 +253,10 @@ def _create_name(client: Any, name: str) -> None:
 
 
 def _known(client: Any) -> str:
-    return ", ".join(model.name for model in client.search_registered_models(max_results=20))
+    """Names with their versions' aliases, which a search does not tell."""
+    names = [model.name for model in client.search_registered_models(max_results=20)]
+    aliases = {name: sorted(client.get_registered_model(name).aliases) for name in names}
+    return ", ".join(f"{name} ({' '.join('@' + alias for alias in aliases[name]) or 'no alias'})" for name in names)
 
 
 def _example(declaration: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

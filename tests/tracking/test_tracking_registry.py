@@ -86,9 +86,9 @@ def test_the_environment_names_the_registry(registered, monkeypatch):
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("models:/nodules@champion", "known: nodules"),
-        ("models:/nodules/9", "known: nodules"),
-        ("models:/nodule@candidate", "known: nodules"),
+        ("models:/nodules@champion", r"known: nodules \(@candidate\)"),
+        ("models:/nodules/9", r"known: nodules \(@candidate\)"),
+        ("models:/nodule@candidate", r"known: nodules \(@candidate\)"),
         ("models:/nodules", "expected models:/NAME@ALIAS"),
         ("nodules", "expected models:/NAME@ALIAS"),
     ],
