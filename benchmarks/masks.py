@@ -36,6 +36,8 @@ WAYS: Mapping[str, Mapping[str, float]] = {
     **{f"mixed of {count}": {"mix": count} for count in (3, 6, 12, 24)},
 }
 SEED = 1
+LEAST_SPREAD = 0.01
+"""Of a number among training masks; less than that is rounding to voxels."""
 
 
 def measure(data: Data) -> list[dict[str, Any]]:
@@ -117,7 +119,7 @@ def _dice(one: Labels, other: Labels) -> float:
 def _distance(known: Floats, masks: Labels | list[Labels], spacing: tuple[float, ...]) -> float:
     from medsynth.evaluation.distances import frechet, gaussian_fit
 
-    centre, spread = known.mean(0), known.std(0)
+    centre, spread = known.mean(0), np.maximum(known.std(0), LEAST_SPREAD)
     judged = np.stack([_shape(mask, spacing) for mask in masks if mask.any()])
     return frechet(*gaussian_fit((known - centre) / spread), *gaussian_fit((judged - centre) / spread)).item()
 
