@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from medsynth.config.generate import Generate
+from medsynth.config.generate import Generate, VaryMasks
 from medsynth.config.grid import GRID, Grid, named_grid
 from medsynth.errors import ConfigError
 from medsynth.imaging.vary import Variation, draw_variation
 from medsynth.seeding import derive, numpy_generator
 
 Value = str | float | None
+Kind = frozenset[tuple[str, Value]]
+"""Categories and grid of a case."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ def draw_requests(
     by = settings.by or profile["by"]
     values = _values(settings, declaration, profile, by, count, seed)
     grid = _grid(settings, declaration)
+    alike: dict[Kind, list[MaskSource]] = defaultdict(list)
+    for mask in masks:
+        alike[_kind(mask)].append(mask)
     requests = []
     for number, value in enumerate(values):
         generator = numpy_generator(seed, "request", number)
@@ -72,7 +78,7 @@ def draw_requests(
         conditions = {
             name: fixed.get(name, drawn.get(name)) for name in declaration if declaration[name]["kind"] != "mask"
         }
-        variation, others = _variation(settings, source, masks, numpy_generator(seed, "variation", number))
+        variation, others = _variation(settings.vary_masks, source, alike, numpy_generator(seed, "variation", number))
         requests.append(
             Request(
                 case=f"S{number:05d}",
@@ -161,26 +167,27 @@ def _mask_for(
 
 
 def _variation(
-    settings: Generate, source: MaskSource | None, masks: Sequence[MaskSource], generator: np.random.Generator
+    settings: VaryMasks,
+    source: MaskSource | None,
+    alike: Mapping[Kind, Sequence[MaskSource]],
+    generator: np.random.Generator,
 ) -> tuple[Variation | None, tuple[Path, ...]]:
-    """How the mask drawn is changed, and masks of other patients with the same categories and grid to mix it with."""
-    chosen = settings.vary_masks
-    if source is None or not chosen.any:
+    """How the mask drawn is changed, and masks of other patients to mix it with: of the same categories and grid."""
+    if source is None or not settings.any:
         return None, ()
-    variation = draw_variation(generator, chosen.mix, chosen.rotate_degrees, chosen.bend)
-    kind = _kind(source)
+    variation = draw_variation(generator, settings.mix, settings.rotate_degrees, settings.bend)
     others: dict[str, Path] = {}
-    for place in generator.permutation(len(masks)) if chosen.mix else ():
-        if len(others) == chosen.mix - 1:
+    same = alike[_kind(source)]
+    for place in generator.permutation(len(same)):
+        if len(others) >= settings.mix - 1:
             break
-        other = masks[int(place)]
-        if _owner(other) != _owner(source) and _kind(other) == kind:
-            others.setdefault(_owner(other), other.path)
+        if _owner(same[place]) != _owner(source):
+            others.setdefault(_owner(same[place]), same[place].path)
     return variation, tuple(others.values())
 
 
-def _kind(source: MaskSource) -> dict[str, Value]:
-    return {name: value for name, value in source.conditions.items() if not isinstance(value, (int, float))}
+def _kind(source: MaskSource) -> Kind:
+    return frozenset((name, value) for name, value in source.conditions.items() if not isinstance(value, (int, float)))
 
 
 def _owner(source: MaskSource) -> str:
