@@ -73,7 +73,10 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], axis:
     low, high = scale(min(values)), scale(max(values))
     pad = (high - low or 1.0) * 0.05
     low, high, last = low - pad, high + pad, max(step for step, _ in points) or 1
-    left, right, top, bottom = 54, 22, 34, 220
+    left, right = 54, 22
+    entries = _legend(list(lines), left, CURVE_WIDTH)
+    top = 16 + 18 * (1 + entries[-1][1])
+    bottom = top + 186
 
     def at(step: float, value: float) -> str:
         y = bottom - (scale(value) - low) / (high - low) * (bottom - top)
@@ -91,18 +94,30 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], axis:
         parts.append(
             f'<text class="tick" x="{across:.1f}" y="{bottom + 18}" text-anchor="middle">{_short(tick)}</text>'
         )
-    across = float(left)
-    for style, (name, line) in zip(_cycled(len(lines)), lines.items(), strict=True):
+    for style, (name, line), (across, row) in zip(_cycled(len(lines)), lines.items(), entries, strict=True):
         path = " ".join(at(step, value) for step, value in line if math.isfinite(value))
+        down = 16 + 18 * row
         parts.append(f'<polyline class="curve {style}" points="{path}"/>')
-        parts.append(f'<line class="curve {style}" x1="{across}" x2="{across + 22}" y1="16" y2="16"/>')
-        parts.append(f'<text class="label" x="{across + 28}" y="20">{escape(name)}</text>')
-        across += 48 + 7.2 * len(name)
+        parts.append(f'<line class="curve {style}" x1="{across}" x2="{across + 22}" y1="{down}" y2="{down}"/>')
+        parts.append(f'<text class="label" x="{across + 28}" y="{down + 4}">{escape(name)}</text>')
     parts.append(_axis_name(axis, (left + CURVE_WIDTH - right) / 2, bottom + 38))
     told = "; ".join(
         f"{name}: from {_short(line[0][1])} to {_short(line[-1][1])}" for name, line in lines.items() if line
     )
     return _svg(title, told, bottom + 46, parts, CURVE_WIDTH)
+
+
+def _legend(names: Sequence[str], left: float, right: float) -> list[tuple[float, int]]:
+    """Where each entry begins, and in which line."""
+    places: list[tuple[float, int]] = []
+    across, row = left, 0
+    for name in names:
+        width = 48 + 7.2 * len(name)
+        if places and across + width > right:
+            across, row = left, row + 1
+        places.append((across, row))
+        across += width
+    return places
 
 
 def distances(title: str, rows: Mapping[str, Sequence[float]], threshold: float, axis: str) -> Markup:

@@ -249,6 +249,17 @@ def test_a_forest_plot_puts_estimates_where_their_values_are():
     assert (marks[2] - marks[1]) / (marks[1] - marks[0]) == pytest.approx(2, abs=0.01)
 
 
+def test_the_names_of_many_curves_go_on_in_the_next_line():
+    names = ["frequency", "gradient", "kl", "l1", "structural", "adversarial"]
+    told = str(charts.curves("t", {name: [(1, 0.5), (2, 0.7)] for name in names}, "step"))
+    places = re.findall(r'class="label" x="([\d.]+)" y="(\d+)">([^<]*)', told)
+    assert [name for _, _, name in places] == names
+    assert all(float(x) + 7.2 * len(name) < charts.CURVE_WIDTH for x, _, name in places)
+    assert len({(x, y) for x, y, _ in places}) == len(names) and len({y for _, y, _ in places}) == 2
+    highest = min(float(point.split(",")[1]) for point in re.search(r'points="([^"]*)"', told).group(1).split())
+    assert highest > max(float(y) for _, y, _ in places)
+
+
 def test_curves_turn_logarithmic_over_a_decade_and_leave_out_what_is_not_finite():
     line = [(1, 100.0), (2, 10.0), (3, 1.0), (4, float("nan"))]
     points = re.search(r'points="([^"]*)"', str(charts.curves("t", {"loss": line}, "step"))).group(1).split()
