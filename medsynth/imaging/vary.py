@@ -236,8 +236,8 @@ def _filled(mask: Labels, own: Body, shape: Shape) -> Labels:
     low = np.maximum(0, np.floor(ends[0])).astype(int)
     high = np.minimum(mask.shape, np.ceil(ends[1]) + 1).astype(int)
     axes = [
-        (np.arange(*ends) - own.centre[axis]) * own.spacing[axis] / own.radius_mm
-        for axis, ends in enumerate(zip(low, high, strict=True))
+        (np.arange(first, end) - own.centre[axis]) * own.spacing[axis] / own.radius_mm
+        for axis, (first, end) in enumerate(zip(low, high, strict=True))
     ]
     whole = shape.depth_on(axes)
     deepest = _deepest(whole, own.voxels, own.in_one_piece)
