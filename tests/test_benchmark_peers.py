@@ -103,6 +103,9 @@ def test_a_cell_that_is_run_again_takes_its_own_place(tmp_path: Path) -> None:
         ("monai", "one"),
     ]
     assert json.loads(path.read_text())["cells"] == read(path)
+    add({**cell("medsynth", 3.0), "varied": True}, path)
+    assert [c.get("varied", False) for c in read(path)] == [False, True, False, False]
+    assert "medsynth, masks varied" in table(read(path))
 
 
 def test_the_table_puts_real_against_real_beside_each_figure() -> None:

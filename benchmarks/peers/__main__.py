@@ -4,6 +4,7 @@
     python -m benchmarks.peers run --task hippocampus --method monai --minutes 60 --seed 1
     python -m benchmarks.peers make --task nodules --method monai --minutes 0.5 --seed 1 --device cuda
     python -m benchmarks.peers judge --task nodules --device cuda
+    python -m benchmarks.peers run --task hippocampus --method medsynth --minutes 60 --seed 1 --vary
     python -m benchmarks.peers table
 
 A cell is one task, method, budget and seed. `make` trains autoencoder and denoiser within the budget and generates scans;
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 NAME = "peers"
 SCANS, MADE = "scans.npy", "made.json"
+VARIED = "varied"
+"""Folder in that of a training for scans asked for with varied masks."""
 METHODS = ("medsynth", "monai")
 TASKS = ("hippocampus", "nodules")
 
@@ -59,15 +62,18 @@ def make(options: argparse.Namespace, data: Data) -> Path:
     folder = folder_of(options)
     method = {"medsynth": medsynth, "monai": monai_ldm}[options.method]
     trained = method(Run(data, folder, options.seed, options.minutes, torch.device(options.device)))
-    request = draw_request(data, options.count, options.seed)
+    request = draw_request(data, options.count, options.seed, vary=options.vary)
     scans: list[torch.Tensor] = []
     seconds = seconds_of(lambda: scans.append(trained.generate(request)), options.device) / len(request)
+    folder = folder / VARIED if options.vary else folder
+    folder.mkdir(exist_ok=True)
     np.save(folder / SCANS, scans[0].numpy().astype(np.float16), allow_pickle=False)
     cell = {
         "task": options.task,
         "method": options.method,
         "minutes": options.minutes,
         "seed": options.seed,
+        "varied": options.vary,
         "count": options.count,
         "data": data.digest,
         "medsynth": __version__,
@@ -99,7 +105,10 @@ def judged(folder: Path, judge: Judge) -> dict[str, Any]:
             f"{folder}: expected scans made for the split at hand, found those of another; make them again"
         )
     scans = torch.from_numpy(np.load(folder / SCANS, allow_pickle=False)).float()
-    return {**cell, **judge(draw_request(judge.data, cell["count"], cell["seed"]), scans)}
+    return {
+        **cell,
+        **judge(draw_request(judge.data, cell["count"], cell["seed"], vary=cell.get("varied", False)), scans),
+    }
 
 
 def add(cell: Mapping[str, Any], path: Path) -> None:
@@ -115,7 +124,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(cell[name] for name in ("task", "minutes", "seed", "method", "device"))
+    return (*(cell[name] for name in ("task", "minutes", "seed", "method", "device")), cell.get("varied", False))
 
 
 def table(cells: list[dict[str, Any]]) -> str:
@@ -127,7 +136,8 @@ def table(cells: list[dict[str, Any]]) -> str:
     heads += ["Dice asked for / real", "AUC of the label, synthetic / real", "MS-SSIM / real", "s per scan"]
     lines = [heads, ["---"] * len(heads)]
     for cell in cells:
-        row = [cell["task"], f"{cell['minutes']:g}", str(cell["seed"]), cell["method"], cell["device"]]
+        method = cell["method"] + (", masks varied" if cell.get("varied") else "")
+        row = [cell["task"], f"{cell['minutes']:g}", str(cell["seed"]), method, cell["device"]]
         row.append(f"{cell['autoencoder']['validation']['psnr']:.1f}")
         for space in cell["fidelity"]:
             metrics = {metric["name"]: metric for metric in space["metrics"]}
@@ -166,6 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="of the whole training")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=128, help="scans to generate and judge")
+    parser.add_argument("--vary", action="store_true", help="ask with masks in other shapes, as the pipeline does")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/peers"), help="where trainings are kept")
@@ -179,9 +190,11 @@ def main(arguments: list[str] | None = None) -> None:
         data = load_data(options.task, options.folder / options.task / "data")
         folders = [] if options.action == "judge" else [make(options, data)]
         if options.action == "judge":
-            found = (options.folder / options.task).glob(f"*-*-*/{MADE}")
+            found = sorted((options.folder / options.task).glob(f"*-*-*/**/{MADE}"))
             folders = [
-                path.parent for path in sorted(found) if ("cuda" in path.parent.name) == (options.device == "cuda")
+                path.parent
+                for path in found
+                if ("cuda" in str(path.relative_to(options.folder))) == (options.device == "cuda")
             ]
         if options.action != "make":
             from benchmarks.peers.judge import Judge

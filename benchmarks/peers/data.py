@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +19,11 @@ from medsynth.config.load import load_pipeline
 from medsynth.config.pipeline import Pipeline
 from medsynth.console import Screen
 from medsynth.imaging.intensity import IntensityRule
+from medsynth.imaging.vary import Body, varied
 from medsynth.models.conditions import Declaration, declare, mask_name, steering_values
 from medsynth.seeding import derive, numpy_generator
 from medsynth.stages.files import digest, read_json
+from medsynth.stages.request import MaskSource, by_kind, draw_shape
 from medsynth.verbs import run_pipeline
 
 PIPELINES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -89,8 +92,11 @@ def _key(folder: Path) -> Path:
     return path.resolve()
 
 
-def draw_request(data: Data, count: int, seed: int) -> Request:
-    """`count` training cases in random order, none twice before all came once: labels as the training split has them."""
+def draw_request(data: Data, count: int, seed: int, *, vary: bool = False) -> Request:
+    """`count` training cases in random order, none twice before all came once: labels as the training split has them.
+
+    `vary`: their masks are given other shapes, as the pipeline says, instead of being asked for as they are.
+    """
     train = data.splits["train"]
     shuffled = numpy_generator(seed, "peers", "request").permutation(len(train))
     cases = tuple(int(shuffled[i % len(train)]) for i in range(count))
@@ -98,4 +104,27 @@ def draw_request(data: Data, count: int, seed: int) -> Request:
     masks = None
     if mask_name(data.declaration) is not None and train.masks is not None:
         masks = torch.stack([train.masks[case] for case in cases])
+        if vary:
+            masks = _varied(data, cases, seed)
     return Request(cases, rows, masks, tuple(derive(seed, "peers", "scan", number) for number in range(count)))
+
+
+def _varied(data: Data, cases: tuple[int, ...], seed: int) -> Tensor:
+    """The cases' masks [N, 1, X, Y, Z] in other shapes."""
+    train = data.splits["train"]
+    assert train.masks is not None
+    known = train.masks[:, 0].numpy()
+    sources = [MaskSource(Path(str(row)), case.conditions, case.patient) for row, case in enumerate(train.cases)]
+    alike = by_kind(sources)
+    bodies = [
+        Body(mask, case.spacing_mm) if mask.any() else None for mask, case in zip(known, train.cases, strict=True)
+    ]
+    found = []
+    for number, row in enumerate(cases):
+        generator = numpy_generator(seed, "peers", "variation", number)
+        variation, others = draw_shape(data.pipeline.generate.vary_masks, sources[row], alike, generator)
+        mixed = [bodies[int(str(path))] for path in others]
+        found.append(
+            known[row] if variation is None else varied(known[row], train.cases[row].spacing_mm, variation, mixed)
+        )
+    return torch.from_numpy(np.stack(found))[:, None]

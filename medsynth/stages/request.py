@@ -58,9 +58,7 @@ def draw_requests(
     by = settings.by or profile["by"]
     values = _values(settings, declaration, profile, by, count, seed)
     grid = _grid(settings, declaration)
-    alike: dict[Kind, list[MaskSource]] = defaultdict(list)
-    for mask in masks:
-        alike[_kind(mask)].append(mask)
+    alike = by_kind(masks)
     requests = []
     for number, value in enumerate(values):
         generator = numpy_generator(seed, "request", number)
@@ -78,7 +76,7 @@ def draw_requests(
         conditions = {
             name: fixed.get(name, drawn.get(name)) for name in declaration if declaration[name]["kind"] != "mask"
         }
-        variation, others = _variation(settings.vary_masks, source, alike, numpy_generator(seed, "variation", number))
+        variation, others = draw_shape(settings.vary_masks, source, alike, numpy_generator(seed, "variation", number))
         requests.append(
             Request(
                 case=f"S{number:05d}",
@@ -166,13 +164,21 @@ def _mask_for(
     return fitting[int(generator.integers(len(fitting)))]
 
 
-def _variation(
+def by_kind(masks: Sequence[MaskSource]) -> Mapping[Kind, Sequence[MaskSource]]:
+    """Those that may be mixed with one another: of the same categories and grid."""
+    alike: dict[Kind, list[MaskSource]] = defaultdict(list)
+    for mask in masks:
+        alike[_kind(mask)].append(mask)
+    return alike
+
+
+def draw_shape(
     settings: VaryMasks,
     source: MaskSource | None,
     alike: Mapping[Kind, Sequence[MaskSource]],
     generator: np.random.Generator,
 ) -> tuple[Variation | None, tuple[Path, ...]]:
-    """How the mask drawn is changed, and masks of other patients to mix it with: of the same categories and grid."""
+    """How a mask is changed, and masks of other patients to mix it with."""
     if source is None or not settings.any:
         return None, ()
     variation = draw_variation(generator, settings.mix, settings.rotate_degrees, settings.bend)

@@ -42,6 +42,16 @@ def test_every_training_case_is_asked_for_before_any_comes_twice(data: Data) -> 
         assert torch.equal(request.masks[place], data.splits["train"].masks[case])  # type: ignore[index]
 
 
+def test_the_same_cases_are_asked_for_with_masks_of_other_shapes(data: Data) -> None:
+    same, varied = (draw_request(data, COUNT, 1, vary=vary) for vary in (False, True))
+    assert varied.cases == same.cases and varied.seeds == same.seeds and varied.rows == same.rows
+    assert same.masks is not None and varied.masks is not None
+    assert varied.masks.dtype == same.masks.dtype and varied.masks.shape == same.masks.shape
+    assert torch.equal((varied.masks > 0).flatten(1).sum(1), (same.masks > 0).flatten(1).sum(1))
+    assert not torch.equal(varied.masks, same.masks)
+    assert torch.equal(varied.masks, draw_request(data, COUNT, 1, vary=True).masks)  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [medsynth, monai_ldm], ids=["medsynth", "monai"])
 def test_a_cell_is_trained_within_its_budget_goes_on_and_is_judged(
