@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from benchmarks.harness import machine, write
 
 if TYPE_CHECKING:
-    from benchmarks.peers.data import Data
+    from benchmarks.peers.data import Data, TrainingMasks
     from medsynth.cohort.volumes import VolumeSet
-    from medsynth.stages.request import MaskSource
+    from medsynth.evaluation.evidence import Estimate
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.uint8]
@@ -42,31 +42,29 @@ LEAST_SPREAD = 0.01
 
 def measure(data: Data) -> list[dict[str, Any]]:
     """A row for every way of varying masks, and one for held-out patients' masks."""
+    from benchmarks.peers.data import TrainingMasks
     from medsynth.evaluation import privacy
     from medsynth.evaluation.statistics import Resampling
 
     training, held_out = data.splits["train"], [data.splits[name] for name in ("validation", "test")]
     spacing = training.cases[0].spacing_mm
-    known, others = _masks(training), np.concatenate([_masks(split) for split in held_out])
+    known, others = TrainingMasks(data), np.concatenate([_masks(split) for split in held_out])
     patients = tuple(case.patient for split in (training, *held_out) for case in split.cases)
-    vectors = [_vectors(masks) for masks in (known, others)]
-    scale = np.stack([_shape(mask, spacing) for mask in known])
+    vectors = [_vectors(masks) for masks in (known.labels, others)]
+    scale = np.stack([_shape(mask, spacing) for mask in known.labels])
     rows = [{"way": "held-out patients'", "shape": round(_distance(scale, others, spacing), 2)}]
     for way, settings in WAYS.items():
-        made, sources = _made(data, known, spacing, settings)
+        made, sources = _made(known, settings)
         view = privacy.View(*vectors, _vectors(made), vectors[0], *vectors, _vectors(made))
         audit, _ = privacy.audit_space(privacy.MASKS, view, patients, Resampling(1000, 0.95), seed=SEED)
+        alike = [_dice(mask, known.labels[source]) for mask, source in zip(made, sources, strict=True)]
         rows.append(
             {
                 "way": way,
-                "dice_with_own": round(
-                    float(np.mean([_dice(a, known[b]) for a, b in zip(made, sources, strict=True)])), 3
-                ),
-                "closer": [round(x, 3) for x in (audit.closer.value, audit.closer.low, audit.closer.high)],
+                "dice_with_own": round(float(np.mean(alike)), 3),
+                "closer": _rounded(audit.closer),
                 "nominal": round(audit.nominal, 3),
-                "membership": [
-                    round(x, 3) for x in (audit.membership.value, audit.membership.low, audit.membership.high)
-                ],
+                "membership": _rounded(audit.membership),
                 "shape": round(_distance(scale, made, spacing), 2),
             }
         )
@@ -79,29 +77,21 @@ def _masks(split: VolumeSet) -> Labels:
     return np.asarray(split.masks[:, 0].numpy(), np.uint8)
 
 
-def _made(
-    data: Data, known: Labels, spacing: tuple[float, ...], settings: Mapping[str, float]
-) -> tuple[list[Labels], list[int]]:
+def _made(known: TrainingMasks, settings: Mapping[str, float]) -> tuple[list[Labels], list[int]]:
     """Masks as `generate` would ask for them, and the training case that each was drawn from."""
     from medsynth.config.generate import Generate
-    from medsynth.imaging.vary import Body, varied
-    from medsynth.stages.request import MaskSource, draw_requests
+    from medsynth.stages.request import draw_requests
 
-    cases = data.splits["train"].cases
-    masks: list[MaskSource] = [
-        MaskSource(Path(str(place)), case.conditions, case.patient) for place, case in enumerate(cases)
-    ]
     asked = Generate.model_validate({"vary_masks": dict(settings)})
     profile = {"by": None, "values": {"": {"share": 1.0}}}
-    requests = draw_requests(asked, {}, profile, masks, count=2 * len(cases), seed=SEED)
-    bodies = [Body(mask, spacing) if mask.any() else None for mask in known]
-    made, sources = [], [int(str(request.mask)) for request in requests]
-    for request, source in zip(requests, sources, strict=True):
-        mixed = [bodies[int(str(path))] for path in request.others]
-        made.append(
-            known[source] if request.variation is None else varied(known[source], spacing, request.variation, mixed)
-        )
-    return made, sources
+    requests = draw_requests(asked, {}, profile, known.sources, count=2 * len(known.sources), seed=SEED)
+    rows = [int(str(request.mask)) for request in requests]
+    made = [known.shaped(row, each.variation, each.others) for row, each in zip(rows, requests, strict=True)]
+    return made, rows
+
+
+def _rounded(estimate: Estimate) -> list[float]:
+    return [round(x, 3) for x in (estimate.value, estimate.low, estimate.high)]
 
 
 def _vectors(masks: Labels | list[Labels]) -> Floats:

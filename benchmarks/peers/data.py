@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medsynth.cohort.manifest import Manifest
@@ -19,7 +20,7 @@ from medsynth.config.load import load_pipeline
 from medsynth.config.pipeline import Pipeline
 from medsynth.console import Screen
 from medsynth.imaging.intensity import IntensityRule
-from medsynth.imaging.vary import Body, varied
+from medsynth.imaging.vary import Body, Variation, varied
 from medsynth.models.conditions import Declaration, declare, mask_name, steering_values
 from medsynth.seeding import derive, numpy_generator
 from medsynth.stages.files import digest, read_json
@@ -109,22 +110,33 @@ def draw_request(data: Data, count: int, seed: int, *, vary: bool = False) -> Re
     return Request(cases, rows, masks, tuple(derive(seed, "peers", "scan", number) for number in range(count)))
 
 
+class TrainingMasks:
+    """The training split's masks, and what `generate` would make of them. A source's path is its row."""
+
+    def __init__(self, data: Data) -> None:
+        train = data.splits["train"]
+        assert train.masks is not None
+        self.labels = train.masks[:, 0].numpy()
+        self.spacings = [case.spacing_mm for case in train.cases]
+        self.sources = [
+            MaskSource(Path(str(row)), case.conditions, case.patient) for row, case in enumerate(train.cases)
+        ]
+        self._bodies = [Body.of(*each) for each in zip(self.labels, self.spacings, strict=True)]
+
+    def shaped(self, row: int, variation: Variation | None, others: Sequence[Path]) -> NDArray[np.uint8]:
+        """The mask [X, Y, Z] of a row, changed as drawn."""
+        if variation is None:
+            return np.asarray(self.labels[row])
+        mixed = [self._bodies[int(str(path))] for path in others]
+        return varied(self.labels[row], self.spacings[row], variation, mixed)
+
+
 def _varied(data: Data, cases: tuple[int, ...], seed: int) -> Tensor:
     """The cases' masks [N, 1, X, Y, Z] in other shapes."""
-    train = data.splits["train"]
-    assert train.masks is not None
-    known = train.masks[:, 0].numpy()
-    sources = [MaskSource(Path(str(row)), case.conditions, case.patient) for row, case in enumerate(train.cases)]
-    alike = by_kind(sources)
-    bodies = [
-        Body(mask, case.spacing_mm) if mask.any() else None for mask, case in zip(known, train.cases, strict=True)
-    ]
+    masks, settings = TrainingMasks(data), data.pipeline.generate.vary_masks
+    alike = by_kind(masks.sources)
     found = []
     for number, row in enumerate(cases):
         generator = numpy_generator(seed, "peers", "variation", number)
-        variation, others = draw_shape(data.pipeline.generate.vary_masks, sources[row], alike, generator)
-        mixed = [bodies[int(str(path))] for path in others]
-        found.append(
-            known[row] if variation is None else varied(known[row], train.cases[row].spacing_mm, variation, mixed)
-        )
+        found.append(masks.shaped(row, *draw_shape(settings, masks.sources[row], alike, generator)))
     return torch.from_numpy(np.stack(found))[:, None]

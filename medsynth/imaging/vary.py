@@ -102,6 +102,11 @@ class Body:
         self._cut = np.pad(mask[cut], beyond, mode="edge")
         self._fields: dict[int | None, Depths] = {}
 
+    @classmethod
+    def of(cls, mask: Labels, spacing_mm: tuple[float, ...]) -> Body | None:
+        """None where the mask labels nothing."""
+        return cls(mask, spacing_mm) if mask.any() else None
+
     @cached_property
     def in_one_piece(self) -> bool:
         """Whether mixing it with others makes sense: not of lesions here and there."""

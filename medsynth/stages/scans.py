@@ -120,8 +120,7 @@ def mask_reader(pipeline: LatentVolumePipeline) -> Callable[[Request], Scan | No
     """The masks of requests, varied as these say. Bodies to mix with are kept as far as `BODIES_BYTES` go."""
 
     def body(path: Path, grid: Grid) -> Body | None:
-        labels = np.asarray(_read(pipeline, path, grid, "others"))[0]
-        return Body(labels, grid.spacing_mm) if labels.any() else None
+        return Body.of(np.asarray(_read(pipeline, path, grid, "others"))[0], grid.spacing_mm)
 
     largest = max(math.prod(grid.box) for grid in grids_of(pipeline.geometry))
     depths = 1 + len(mask_labels(pipeline.condition_declaration))
