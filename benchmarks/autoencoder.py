@@ -1,17 +1,17 @@
 """Time and memory of encoding and decoding a volume: medsynth's autoencoder against the network of MAISI.
 
     python -m benchmarks.autoencoder                           # 64^3 and 128^3 voxels, one thread
-    python -m benchmarks.autoencoder --device cuda --dtype bfloat16 --sides 64 128 256 512
+    python -m benchmarks.autoencoder --device cuda --dtype float16 --sides 64 128 256 512
 
 Both take one channel to 4 channels at 4x per axis. MAISI's is MONAI's `AutoencoderKlMaisi` with the sizes of its published
 configuration (64, 128 and 256 channels, two blocks per level, no attention) and random weights; ours has those of
 `--width` and `--blocks`. From `--tiled-from` voxels per axis on ours works in tiles, and on a GPU of 256 also without.
 Batch of one, no gradients.
 
-With `--dtype bfloat16` MAISI's runs as its own inference does on 80 GB: autocast and group norms in float16, convolutions on
-two halves of a volume, one after the other (`norm_float16` of config_maisi3d-rflow.json, `autoencoder_tp_num_splits` of
-config_infer_80g_512x512x512.json, in generation/maisi/configs of github.com/Project-MONAI/tutorials at 210a063d). What is
-larger than 80^3 latent voxels is decoded in windows of that size that share 0.4 of their length, as that file and
+With `--dtype float16` ours runs as the pipeline decodes on a GPU (`bfloat16` is ours as a training computes it), and MAISI's
+as its own inference does on 80 GB: autocast and group norms in float16, convolutions on two halves of a volume, one after the
+other (`norm_float16` of config_maisi3d-rflow.json, `autoencoder_tp_num_splits` of config_infer_80g_512x512x512.json, in
+generation/maisi/configs of github.com/Project-MONAI/tutorials at 210a063d). What is larger than 80^3 latent voxels is decoded in windows of that size that share 0.4 of their length, as that file and
 `ldm_conditional_sample_one_image` of scripts/sample.py have it, and put together on the CPU. From 500 voxels per axis on its
 layers send whole activations through the host's memory (`MaisiGroupNorm3D._cat_inputs`), which takes minutes; there it is
 measured in windows alone, decoding.
@@ -42,7 +42,7 @@ def build(name: str, width: int, blocks: int, dtype: str) -> Any:
         from medsynth.models.autoencoder import KLAutoencoder
 
         return KLAutoencoder(downsampling=4, latent_channels=4, width=width, blocks=blocks).eval()
-    return maisi(frugal=dtype == "bfloat16").eval()
+    return maisi(frugal=dtype != "float32").eval()
 
 
 def maisi(*, frugal: bool, save_mem: bool = True) -> Any:
@@ -108,10 +108,10 @@ def prepare(
     else:
         encode, decode = network.encode, network.decode
 
-    half = torch.bfloat16 if name == OURS else torch.float16
+    half = torch.bfloat16 if name == OURS and dtype == "bfloat16" else torch.float16
 
     def quietly(function: Callable[..., Any], *given: Any) -> None:
-        with torch.no_grad(), torch.autocast(device, half, enabled=dtype == "bfloat16"):
+        with torch.no_grad(), torch.autocast(device, half, enabled=dtype != "float32"):
             function(*given)
 
     facts = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="JSON file; benchmarks/results/ unless given")
     options = parser.parse_args(arguments)

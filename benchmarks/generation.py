@@ -6,8 +6,8 @@
 One volume from noise: `--evaluations` of the denoiser, decoding, and voxels in Hounsfield units on the CPU.
 
 - `medsynth`: the U-Net of the preset `--preset` on latents 4x smaller per axis with 4 channels, and an autoencoder of width
-  48, through `LatentVolumePipeline` with `flow_euler`. The denoiser multiplies in bf16 (autocast), the decoder in float32, as
-  the pipeline does on a GPU, in tiles where a volume is larger than one.
+  48, through `LatentVolumePipeline` with `flow_euler`. The denoiser multiplies in bf16 and the decoder in float16
+  (autocast), as the pipeline does on a GPU, in tiles where a volume is larger than one.
 - `medsynth-8x`: the same with latents 8x smaller and 16 channels.
 - `maisi`: MONAI's `DiffusionModelUNetMaisi` and `AutoencoderKlMaisi` with the sizes of config_maisi3d-rflow.json
   (generation/maisi/configs of github.com/Project-MONAI/tutorials, at 9f6d19fd), on latents 4x smaller with 4 channels. Euler
@@ -101,11 +101,11 @@ def medsynth(name: str, side: int, preset_name: str, evaluations: int, device: s
 
     @torch.no_grad()
     def decode() -> None:
-        autoencoder.decode_tiled(x, pipe.tile_voxels).float().cpu()
+        pipe.decode(x[0]).cpu()
 
     @torch.no_grad()
     def warm() -> None:
-        autoencoder.decode_tiled(x[..., :32, :32, :32], pipe.tile_voxels)
+        pipe.decode(x[0, :, :32, :32, :32])
 
     return Generator(
         denoiser=denoiser,

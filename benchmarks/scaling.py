@@ -14,7 +14,7 @@ Latents are 4x smaller per axis, with 4 channels; the denoiser is the U-Net of `
   under torchrun, on a CPU alone. Wall-clock means little on a machine that others use; samples per CPU second stand
   beside it.
 
-With `--dtype bfloat16` the denoiser multiplies in bfloat16; the pipeline always decodes in float32.
+With `--dtype bfloat16` the denoiser multiplies in bfloat16, and the pipeline decodes in float16 on a GPU.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -29,6 +30,8 @@ def _cpu_flags() -> frozenset[str]:
     return next((frozenset(value.split()) for name, _, value in lines if name.strip() == "flags"), frozenset())
 
 
-def samples_in_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether a network that draws samples on `device` multiplies in bf16; `auto`: on a GPU that computes it."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and computes_bf16(device))
+def sampling_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What networks that draw samples on `device` multiply in; `auto`: bf16 on a GPU that computes it, else fp32."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" and computes_bf16(device) else "fp32"
+    return precision

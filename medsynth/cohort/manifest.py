@@ -31,7 +31,11 @@ AFTER_CONDITIONS = ("modality", "shape", "spacing_mm", "sha256", "mask_sha256", 
 LATER = ("resampled",)
 """Columns that manifests of earlier versions do not have."""
 GENERATION = ("model", "seed", "sampler", "evaluations", "guidance")
-"""Columns that only synthetic cases have: enough, with the conditions, to draw the same voxels again."""
+"""Columns that only synthetic cases have: enough, with the conditions and those of LATER_GENERATION, to draw the same voxels
+again."""
+LATER_GENERATION = ("precision",)
+"""Like GENERATION; manifests of earlier versions do not have them."""
+SYNTHETIC = (*GENERATION, *LATER_GENERATION)
 
 MANIFEST = "manifest.csv"
 """Its name wherever one is written."""
@@ -64,7 +68,7 @@ class Case:
     conditions: Mapping[str, Value]
     """Categories and numbers; None where the condition is unknown (generation: not asked for)."""
     generation: Mapping[str, str] = field(default_factory=dict)
-    """The columns of GENERATION; empty for a real case."""
+    """The columns of SYNTHETIC; empty for a real case."""
     mask_sha256: str = ""
     """Of the mask's file; empty where there is no mask."""
     resampled: str = ""
@@ -192,7 +196,7 @@ def _column_conditions(conditions: Mapping[str, Condition]) -> list[str]:
 
 
 def _header(names: Sequence[str], *, synthetic: bool) -> list[str]:
-    return [*BEFORE_CONDITIONS, *names, *AFTER_CONDITIONS, *LATER, *(GENERATION if synthetic else ())]
+    return [*BEFORE_CONDITIONS, *names, *AFTER_CONDITIONS, *LATER, *(SYNTHETIC if synthetic else ())]
 
 
 def _cells(case: Case, declared: Mapping[str, Condition]) -> dict[str, str]:
@@ -214,7 +218,7 @@ def _cells(case: Case, declared: Mapping[str, Condition]) -> dict[str, str]:
         "intensity_low": repr(float(case.intensity_low)),
         "intensity_high": repr(float(case.intensity_high)),
         "resampled": case.resampled,
-        **{name: str(case.generation.get(name, "")) for name in GENERATION},
+        **{name: str(case.generation.get(name, "")) for name in SYNTHETIC},
     }
 
 
@@ -252,7 +256,7 @@ def _parse(row: Row, declared: Mapping[str, Condition], mistakes: Mistakes) -> C
         intensity_low=numbers("intensity_low", 1, float)[0],
         intensity_high=numbers("intensity_high", 1, float)[0],
         conditions={name: value(name, declared[name]) for name in _column_conditions(declared)},
-        generation={name: cells[name] for name in GENERATION if cells.get(name)},
+        generation={name: cells[name] for name in SYNTHETIC if cells.get(name)},
         mask_sha256=cells["mask_sha256"],
         resampled=cells.get("resampled", ""),
     )
@@ -260,7 +264,7 @@ def _parse(row: Row, declared: Mapping[str, Condition], mistakes: Mistakes) -> C
 
 def _check(cases: Sequence[Case], declared: Mapping[str, Condition], lines: Sequence[int], mistakes: Mistakes) -> None:
     """Note everything that no manifest may say."""
-    reserved = (*BEFORE_CONDITIONS, *AFTER_CONDITIONS, *LATER, *GENERATION)
+    reserved = (*BEFORE_CONDITIONS, *AFTER_CONDITIONS, *LATER, *SYNTHETIC)
     for name in _column_conditions(declared):
         if name in reserved:
             mistakes.add(f"{name} is a column of the manifest; give the condition another name")

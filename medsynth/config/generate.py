@@ -152,7 +152,7 @@ class Generate(Settings):
     batch_size: Count | Literal["auto"] = "auto"
     """Scans that a GPU computes at once; `auto` finds what its memory holds. A processor computes one at a time."""
     precision: Annotated[Precision, Field(exclude_if=lambda precision: precision == "auto")] = "auto"
-    """Of the denoiser's products; `auto`: bf16 on a GPU that computes it, else fp32."""
+    """Of the networks' products; `auto`: bf16 on a GPU that computes it, else fp32. In bf16 a GPU decodes in float16."""
     ratio_of_training: Annotated[float, Field(gt=0, le=100)] | None = None
     """Instead of `count`: this many times the number of training scans."""
     format: Literal["nifti", "both"] = "nifti"

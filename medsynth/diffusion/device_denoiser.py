@@ -14,7 +14,7 @@ from medsynth.config.training import Precision
 from medsynth.diffusion.objective import Denoiser, Objective
 from medsynth.kernels.recording import NotRecordable, Recorder
 from medsynth.models.conditions import conditions_of, named
-from medsynth.precision import samples_in_bf16
+from medsynth.precision import sampling_precision
 
 WARM_CALLS = 2
 """The first call loads kernels; the second tells whether Python or the device is what takes the time."""
@@ -31,7 +31,7 @@ class DeviceDenoiser(Denoiser):
     def __init__(self, network: nn.Module, objective: Objective, precision: Precision, device: torch.device) -> None:
         super().__init__(network, objective)
         self._device = device
-        self._bf16 = samples_in_bf16(precision, device)
+        self._bf16 = sampling_precision(precision, device) == "bf16"
         self._recorder = Recorder(self._named, WARM_CALLS) if device.type == "cuda" else None
 
     def __enter__(self) -> Self:

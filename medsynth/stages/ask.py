@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from medsynth import __version__
 from medsynth.cohort.manifest import SAFE_NAME
 from medsynth.cohort.table import finite
@@ -16,6 +18,7 @@ from medsynth.config.explain import nearest
 from medsynth.config.generate import Generate, Sampling, ScanFormat, VaryMasks
 from medsynth.config.grid import named_grid
 from medsynth.config.load import validated
+from medsynth.config.training import Precision
 from medsynth.diffusion.batch_size import BatchSize
 from medsynth.diffusion.geometry import grids_of
 from medsynth.diffusion.guidance import Guidance
@@ -34,6 +37,8 @@ from medsynth.stages.unfinished import check_new, unfinished
 from medsynth.tracking.registry import resolve
 
 DEFAULT_COUNT = 16
+HOW = ("sampler", "evaluations", "guidance", "precision", "model")
+"""Columns in which rows that are made again together agree; manifests of earlier versions have no `precision`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def answer(question: Question, *, dry_run: bool, progress: Progress, say: Callab
     form: ScanFormat = question.format or "nifti"
     batch_size: BatchSize = "auto"
     if question.again is not None:
-        requests, sampling = _rows_again(question, declaration, name)
+        requests, sampling, pipeline.precision = _rows_again(question, declaration, name)
     else:
         settings = _settings(question, declaration, provenance)
         _check_grid(pipeline.geometry, settings.grid)
@@ -208,8 +213,8 @@ def _settings(
 
 def _rows_again(
     question: Question, declaration: Mapping[str, Mapping[str, Any]], name: str
-) -> tuple[list[Request], Sampling]:
-    """The requests that the rows of a synthetic manifest were made from. Raises CohortError for another model's rows."""
+) -> tuple[list[Request], Sampling, Precision]:
+    """The requests that the rows of a synthetic manifest were made from, and how. Raises CohortError for another model's."""
     place = question.again or Path()
     if (
         question.overrides
@@ -244,19 +249,20 @@ def _rows_again(
             f"{place}: expected whole numbers in the column `seed`, found others; a spreadsheet rounds them: take the manifest "
             "as it was written"
         )
-    kinds = {(row["sampler"], row["evaluations"], row["guidance"], row["model"]) for row in rows}
+    kinds = {tuple(row.get(name, "") for name in HOW) for row in rows}
     if len(kinds) > 1:
         raise CohortError(
             f"{place}: expected rows of one model and one sampling, found {len(kinds)}; choose with --case"
         )
-    sampler, evaluations, guidance, model = kinds.pop()
+    sampler, evaluations, guidance, precision, model = kinds.pop()
     if model != name:
         raise CohortError(f"{place}: expected rows made by this model ({name}), found those of {model}")
     try:
         sampling = Sampling.from_texts(sampler, evaluations, guidance)
+        computed: Precision = TypeAdapter(Precision).validate_python(precision or "auto")
     except ValueError:
         raise CohortError(
-            f"{place}: expected a sampler, evaluations and guidance as `generate` writes them, found something else; "
+            f"{place}: expected a sampler, evaluations, guidance and precision as `generate` writes them, found something else; "
             "take the manifest as it was written"
         ) from None
     requests = [
@@ -268,4 +274,4 @@ def _rows_again(
         )
         for row in rows
     ]
-    return requests, sampling
+    return requests, sampling, computed

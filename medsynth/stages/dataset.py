@@ -127,7 +127,7 @@ def _write(
     origin = Origin(request.case, model, request.seed, _sampling_text(sampling), request.conditions)
     labels = mask_labels(pipeline.condition_declaration)
     files = write_case(folder, scan, mask, origin, form=form, labels=labels, limits=limits)
-    _write_row(request, scan, files, sampling, folder, model, limits)
+    _write_row(request, scan, files, sampling, folder, model, pipeline.computes_in, limits)
 
 
 def _write_row(
@@ -137,6 +137,7 @@ def _write_row(
     sampling: Sampling,
     folder: Path,
     model: str,
+    precision: str,
     limits: tuple[float, float],
 ) -> None:
     row = {
@@ -152,6 +153,7 @@ def _write_row(
             "sampler": sampling.sampler,
             "evaluations": str(sampling.evaluations),
             "guidance": sampling.guidance_text,
+            "precision": precision,
         },
         "limits": list(limits),
     }

@@ -78,6 +78,23 @@ def test_half_precision_moves_voxels_a_little(finished: Path, tmp_path: Path) ->
         assert 0 < apart.max() < 100 and apart.mean() < 10
 
 
+def test_what_rows_were_computed_in_is_used_again(finished: Path, tmp_path: Path) -> None:
+    usual = ask(finished, tmp_path / "usual")
+    found = ask(finished, tmp_path / "half", overrides=(*FAST, "precision=bf16"))
+    assert {row["precision"] for row in found} == {"bf16"} and {row["precision"] for row in usual} == {"fp32"}
+    manifest = tmp_path / "half" / "manifest.csv"
+    again = {"again": manifest, "masks": None, "count": None, "seed": None, "overrides": ()}
+    assert ask(finished, tmp_path / "again", **again) == found
+    written = manifest.read_text()
+    manifest.write_text(written.replace(",bf16\n", ",fp8\n"))
+    with pytest.raises(CohortError, match="guidance and precision as `generate` writes them"):
+        ask(finished, tmp_path / "unknown", **again)
+    # An earlier version, whose rows do not say it.
+    manifest.write_text(written.replace(",precision\n", "\n").replace(",bf16\n", "\n"))
+    older = ask(finished, tmp_path / "older", **again)
+    assert [row["sha256"] for row in older] == [row["sha256"] for row in usual]
+
+
 def test_dicom_alone_and_again_from_its_rows(finished: Path, tmp_path: Path) -> None:
     found = ask(finished, tmp_path / "dicom", format="dicom")
     assert not list((tmp_path / "dicom").rglob("*.nii*"))
@@ -105,7 +122,7 @@ def test_guidance_stands_in_every_row_and_is_used_again(finished: Path, tmp_path
     assert all(one["sha256"] != other["sha256"] for one, other in zip(found, unguided, strict=True))
     damaged = (tmp_path / "out" / "manifest.csv").read_text().replace("rescale 0.7", "rescale much")
     (tmp_path / "out" / "manifest.csv").write_text(damaged)
-    with pytest.raises(CohortError, match="sampler, evaluations and guidance as `generate` writes them"):
+    with pytest.raises(CohortError, match="sampler, evaluations, guidance and precision as `generate` writes them"):
         ask(finished, tmp_path / "third", **again)
 
 

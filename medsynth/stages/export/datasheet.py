@@ -85,8 +85,8 @@ def _composition(entries: Sequence[Entry]) -> list[str]:
 def _collection(synthetic: Sequence[Entry], real: Sequence[Entry]) -> list[str]:
     lines = []
     if synthetic:
-        for key in ("model", "sampler", "evaluations", "guidance"):
-            found = sorted({entry.case.generation[key] for entry in synthetic})
+        for key in ("model", "sampler", "evaluations", "guidance", "precision"):
+            found = sorted({entry.case.generation.get(key, "not said") for entry in synthetic})
             lines.append(f"- Synthetic, {key}: {', '.join(found)}.")
         lines.append("- The conditions are what was asked for, not what somebody found in the scans.")
     if real:
