@@ -11,10 +11,10 @@ Batch of one, no gradients.
 With `--dtype float16` ours runs as the pipeline decodes on a GPU (`bfloat16` is ours as a training computes it), and MAISI's
 as its own inference does on 80 GB: autocast and group norms in float16, convolutions on two halves of a volume, one after the
 other (`norm_float16` of config_maisi3d-rflow.json, `autoencoder_tp_num_splits` of config_infer_80g_512x512x512.json, in
-generation/maisi/configs of github.com/Project-MONAI/tutorials at 210a063d). What is larger than 80^3 latent voxels is decoded in windows of that size that share 0.4 of their length, as that file and
-`ldm_conditional_sample_one_image` of scripts/sample.py have it, and put together on the CPU. From 500 voxels per axis on its
-layers send whole activations through the host's memory (`MaisiGroupNorm3D._cat_inputs`), which takes minutes; there it is
-measured in windows alone, decoding.
+generation/maisi/configs of github.com/Project-MONAI/tutorials at 210a063d). What is larger than 80^3 latent voxels is decoded
+in windows of that size that share 0.4 of their length, as that file and `ldm_conditional_sample_one_image` of scripts/sample.py
+have it, and put together on the CPU. From 500 voxels per axis on its layers send whole activations through the host's memory
+(`MaisiGroupNorm3D._cat_inputs`), which takes minutes; there it is measured in windows alone, decoding.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from medsynth.stages.denoiser import new_network
 from medsynth.training.autoencoder import AutoencoderTask
 from medsynth.training.denoiser import DenoiserTask
 from medsynth.training.latents import LatentStatistics, encode_latents
+from medsynth.training.variants import AS_SCANNED, variants_of
 
 AUTOENCODER_SHARE = 0.25
 """Of the budget."""
@@ -42,9 +43,11 @@ def medsynth(run: Run) -> Trained:
             autoencoding, settings.training, share, run.folder / "autoencoder", identity, device
         )
     }
-    variants = {"train": pipeline.denoiser.augment.variants(), "validation": [()]}
+    variants = {"train": variants_of(pipeline.denoiser.augment), "validation": AS_SCANNED}
     stores = {
-        name: encode_latents(autoencoder, splits[name], run.folder / "latents" / name, device, Silent(), variants=seen)
+        name: encode_latents(
+            autoencoder, splits[name], run.folder / "latents" / name, device, Silent(), variants=seen, seed=run.seed
+        )
         for name, seen in variants.items()
     }
     statistics = LatentStatistics.of(stores["train"])

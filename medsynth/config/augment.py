@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from medsynth.config.base import Settings
 from medsynth.config.cohort import CategoryCondition, Condition, MaskCondition
@@ -25,8 +27,12 @@ class Augment(Settings):
 
     mirror: tuple[Axis, ...] = ()
     """Axes along which a mirrored patient is one that could be: x left to right, y back to front, z bottom to top."""
+    turned_copies: Annotated[int, Field(ge=0, le=64, exclude_if=lambda copies: copies == 0)] = 0
+    """Copies of each training scan, each turned in its own way; the network is told how, and asked for scans that are not."""
+    turn_degrees: Annotated[float, Field(gt=0, le=45, exclude_if=lambda degrees: degrees == 10.0)] = 10.0
+    """Largest turn about each axis."""
 
-    def variants(self) -> list[tuple[Axis, ...]]:
+    def mirrored(self) -> list[tuple[Axis, ...]]:
         """Every set of the axes to mirror along, that of none first."""
         axes = sorted(set(self.mirror))
         return [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from medsynth.config.grid import GRID, Grid
 from medsynth.models.blocks import Convolution, fold, fourier_features
-from medsynth.models.conditions import NULL_CATEGORY, NULL_LABEL, Declaration, geometry_of, mask_name
+from medsynth.models.conditions import (
+    NULL_CATEGORY,
+    NULL_LABEL,
+    TURN_FEATURES,
+    TURNED,
+    Declaration,
+    geometry_of,
+    mask_name,
+)
 
 NUMBER_FREQUENCIES = 8
 INITIAL_STD = 0.5
@@ -47,10 +55,12 @@ class ConditionEncoder(nn.Module):
     scaled to [-1, 1] by its range, or that number's learned null. The mask is compared with every label voxel by voxel,
     folded by `downsampling` so that no voxel is lost, mixed per latent voxel and then convolved; a null mask becomes a
     learned constant field. No flag says that a mask is there: only its content reaches the network, and no token knows
-    of it.
+    of it. With `turned` one more token tells how a training scan was turned (`encode_turns`), and is zero for all others.
     """
 
-    def __init__(self, declaration: Declaration, width: int, downsampling: int, mask_channels: int) -> None:
+    def __init__(
+        self, declaration: Declaration, width: int, downsampling: int, mask_channels: int, turned: bool = False
+    ) -> None:
         super().__init__()
         self.declaration = declaration
         self.width = width
@@ -75,6 +85,10 @@ class ConditionEncoder(nn.Module):
                     self.number_nulls[key] = nn.Parameter(torch.randn(width) * INITIAL_STD)
                 case "geometry":
                     self.geometry = GeometryEncoder([Grid.parse(text) for text in entry["grids"]], width)
+        self.turns: nn.Linear | None = None
+        if turned:
+            self.turns = nn.Linear(TURN_FEATURES, width, bias=False)
+            nn.init.zeros_(self.turns.weight)
         self.mask = mask_name(declaration)
         self.mask_channels = mask_channels if self.mask else 0
         if self.mask:
@@ -86,7 +100,7 @@ class ConditionEncoder(nn.Module):
     def forward(
         self, conditions: Mapping[str, Tensor], batch: int, grid: Sequence[int], device: torch.device
     ) -> tuple[Tensor, Tensor | None]:
-        """A token per category, number and geometry [B, T, width], and the mask's features [B, x, y, z, mask_channels].
+        """A token per category, number, geometry and turn [B, T, width], and the mask's features [B, x, y, z, mask_channels].
 
         `grid` is the latent one, `device` that of the network; the features are None where no mask is declared. A
         declared condition that `conditions` lacks is null for every sample. Raises KeyError where that is the geometry.
@@ -113,6 +127,10 @@ class ConditionEncoder(nn.Module):
             tokens.append(torch.where(absent[:, None], null, mlp(features.to(null.dtype))))
         if self.geometry is not None:
             tokens.append(self.geometry(conditions[GRID].to(device)))
+        if self.turns is not None:
+            turns = conditions.get(TURNED)
+            turns = torch.zeros(batch, TURN_FEATURES, device=device) if turns is None else turns.to(device)
+            tokens.append(self.turns(turns.to(self.turns.weight.dtype)))
         # No tokens at all are of whole numbers, which take on the type of whatever they are joined with.
         none = torch.zeros(batch, 0, self.width, device=device, dtype=torch.int8)
         stacked = torch.stack(tokens, 1) if tokens else none

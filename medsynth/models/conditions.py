@@ -32,6 +32,10 @@ Value = str | float | None
 
 CONDITION = "condition "
 """Goes before a condition's name among other tensors."""
+TURNED = "turned (augmentation)"
+"""No condition that anybody declares or asks for, and no name that one could have: how a training scan was turned."""
+TURN_FEATURES = 4
+USUAL_TURN_DEGREES = 10.0
 NULL_CATEGORY = -1
 NULL_LABEL = 255
 
@@ -122,6 +126,12 @@ def encode(
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
     return encoded
+
+
+def encode_turns(turns: Sequence[Sequence[float] | None]) -> Tensor:
+    """Degrees about x, y and z of each scan, None for one as it was scanned: [B, 4] float32, zeros for the latter."""
+    told = [[0.0] * TURN_FEATURES if turn is None else [*(d / USUAL_TURN_DEGREES for d in turn), 1.0] for turn in turns]
+    return torch.tensor(told)
 
 
 def drop(conditions: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

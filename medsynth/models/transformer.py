@@ -109,12 +109,13 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         cross_attention: bool = False,
         checkpointing: bool = False,
         group_width: int = FEED_GROUP_WIDTH,
+        turned: bool = False,
     ) -> None:
         super().__init__()
         self.patch = patch
         self.checkpointing = checkpointing
         self.angle = AngleEncoder(width)
-        self.condition_encoder = ConditionEncoder(dict(conditions or {}), width, downsampling, mask_channels)
+        self.condition_encoder = ConditionEncoder(dict(conditions or {}), width, downsampling, mask_channels, turned)
         self.stem = nn.Linear(patch**3 * (latent_channels + self.condition_encoder.mask_channels), width)
         self.place = nn.Linear(6 * len(PLACE_WAVES), width, bias=False) if positions else None
         self.modulation = nn.Linear(width, PARTS * width)

@@ -98,6 +98,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         cross_attention: bool = False,
         checkpointing: bool = False,
         group_width: int = GROUP_WIDTH,
+        turned: bool = False,
     ) -> None:
         super().__init__()
         kinds = [cast("Kind", kind) for kind in attention]
@@ -106,7 +107,9 @@ class LatentUNet(ModelMixin, ConfigMixin):
         if len(kinds) != len(widths):
             raise ConfigError([f"attention: expected one kind, or one per level ({len(widths)}); found {len(kinds)}"])
         vector_width = 4 * widths[0]
-        self.condition_encoder = ConditionEncoder(dict(conditions or {}), vector_width, downsampling, mask_channels)
+        self.condition_encoder = ConditionEncoder(
+            dict(conditions or {}), vector_width, downsampling, mask_channels, turned
+        )
         self.angle = AngleEncoder(vector_width)
         self.stem = Convolution(latent_channels + self.condition_encoder.mask_channels, widths[0])
         self.place = nn.Linear(6 * len(PLACE_WAVES), widths[0], bias=False) if positions else None

@@ -111,6 +111,7 @@ def new_network(pipeline: Pipeline, declaration: Declaration, latent_channels: i
             latent_channels=latent_channels,
             downsampling=pipeline.autoencoder.network.downsampling,
             conditions=declaration,
+            turned=pipeline.denoiser.augment.turned_copies > 0,
             **settings,
         )
 

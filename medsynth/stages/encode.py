@@ -15,8 +15,9 @@ from medsynth.evaluation.statistics import RESAMPLING
 from medsynth.evaluation.symmetry import FEWEST, Floats, sided_features, told_apart
 from medsynth.stages.base import Context, Stage, StageResult
 from medsynth.stages.training import load_autoencoder, load_split, pick_device, reproducible
-from medsynth.training.latents import LatentStatistics, encode_latents, mirrored, open_stores
+from medsynth.training.latents import LatentStatistics, encode_latents, open_stores
 from medsynth.training.pool import spread
+from medsynth.training.variants import AS_SCANNED, mirrored, variants_of
 
 JUDGED = 512
 """Scans that are held against their mirror images, at most."""
@@ -33,7 +34,7 @@ def run(context: Context, folder: Path) -> StageResult:
     network.to(device).eval()
     several = len(pipeline.prepare.every_grid()) > 1
     told: dict[str, float] = {}
-    for split, variants in (("train", pipeline.denoiser.augment.variants()), ("validation", [()])):
+    for split, variants in (("train", variants_of(pipeline.denoiser.augment)), ("validation", AS_SCANNED)):
         parts = load_split(context, split)
         if split == "train":
             told = _judge_mirrors(context, parts, device)
@@ -48,6 +49,7 @@ def run(context: Context, folder: Path) -> StageResult:
                 device,
                 context.progress,
                 variants=variants,
+                seed=pipeline.seed,
                 tile_voxels=pipeline.compute.tile_voxels,
             )
     train = open_stores(folder / "train")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsynth.cohort.manifest import Case
 from medsynth.cohort.volumes import VolumeSet
 from medsynth.config.training import TILE_VOXELS
 from medsynth.digests import file_sha256
@@ -24,6 +25,7 @@ from medsynth.errors import DataError, UnreadableError
 from medsynth.models.volume_autoencoder import VolumeAutoencoder
 from medsynth.progress import Progress
 from medsynth.training.batches import per_grid
+from medsynth.training.variants import AS_SCANNED, Degrees, Variant, mirrored, turned, turned_labels
 
 FORMAT = 1
 LATENTS, MASKS, INDEX = "latents.npy", "masks.npy", "store.json"
@@ -32,6 +34,8 @@ SMALLEST_SCALE = 1e-6
 """A channel that is constant over the training split holds nothing; this keeps it at zero instead of dividing by it."""
 
 Row = Mapping[str, str | float | None]
+Wanted = Sequence[tuple[Variant, Sequence[Degrees | None]]]
+"""Every variant, and how it turns each case."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class LatentCase:
     """Digest of the image file that was encoded."""
     mirrored: str = ""
     """Axes along which the volume was mirrored before it was encoded, such as `xy`."""
+    turned: Degrees | None = None
+    """How it was turned then."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,10 @@ class LatentStore:
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         digest = hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
         rows = tuple(index["rows"])
-        cases = tuple(LatentCase(**case) for case in index["cases"])
+        cases = tuple(
+            LatentCase(**{**case, "turned": tuple(turn) if (turn := case.get("turned")) else None})
+            for case in index["cases"]
+        )
         return cls(arrays[LATENTS], arrays.get(MASKS), rows, cases, digest)
 
     def take(self, cases: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
@@ -154,33 +163,32 @@ def encode_latents(
     device: torch.device,
     progress: Progress,
     *,
-    variants: Sequence[Sequence[str]] = ((),),
+    variants: Sequence[Variant] = AS_SCANNED,
+    seed: int = 0,
     tile_voxels: int = TILE_VOXELS,
 ) -> LatentStore:
     """Encode `volumes` and write a latent store at `folder`, whole or not at all; one that is there is replaced.
 
-    The mean of each posterior is kept, never a draw. `variants` are the sets of axes (x, y, z) to mirror along: all
-    volumes come once per variant, masks along with them. They are mirrored before they are encoded, because a mirrored
-    latent is not the latent of the mirrored volume. At most `tile_voxels` voxels are encoded at once. Raises DataError
-    where a latent is not finite.
+    The mean of each posterior is kept, never a draw. All volumes come once per variant, masks along with them; `seed` decides
+    how copies are turned. They are mirrored and turned before they are encoded, because a mirrored latent is not the latent of
+    the mirrored volume. At most `tile_voxels` voxels are encoded at once. Raises DataError where a latent is not finite.
     """
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    wanted = [(variant, [variant.turn_of(case.case, seed) for case in volumes.cases]) for variant in variants]
     try:
-        _write_latents(
-            autoencoder.to(device).eval(), volumes, variants, partial / LATENTS, device, progress, tile_voxels
-        )
+        _write_latents(autoencoder.to(device).eval(), volumes, wanted, partial / LATENTS, device, progress, tile_voxels)
         if volumes.masks is not None:
-            _write_masks(volumes.masks, variants, partial / MASKS)
+            _write_masks(volumes.masks, volumes.cases, wanted, partial / MASKS)
         names = [LATENTS] if volumes.masks is None else [LATENTS, MASKS]
         index = {
             "format": FORMAT,
             "arrays": {name: {"sha256": file_sha256(partial / name)} for name in names},
             "cases": [
-                asdict(LatentCase(c.case, c.patient, c.split, c.sha256, "".join(axes)))
-                for axes in variants
-                for c in volumes.cases
+                asdict(LatentCase(c.case, c.patient, c.split, c.sha256, variant.mirrored, turn))
+                for variant, turns in wanted
+                for c, turn in zip(volumes.cases, turns, strict=True)
             ],
             "rows": [dict(c.conditions) for _ in variants for c in volumes.cases],
         }
@@ -201,7 +209,7 @@ def encode_latents(
 def _write_latents(
     autoencoder: VolumeAutoencoder,
     volumes: VolumeSet,
-    variants: Sequence[Sequence[str]],
+    wanted: Wanted,
     path: Path,
     device: torch.device,
     progress: Progress,
@@ -209,13 +217,16 @@ def _write_latents(
 ) -> None:
     factor, channels = autoencoder.config["downsampling"], autoencoder.config["latent_channels"]
     grid = volumes.volumes.shape[2:]
-    count = len(variants) * len(volumes.cases)
+    count = len(wanted) * len(volumes.cases)
     shape = (count, channels, *(size // factor for size in grid))
     at_once = max(1, tile_voxels // math.prod(grid))
     with path.open("wb") as file, progress.task("encoding", count) as advance:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        for axes, start in product(variants, range(0, len(volumes.cases), at_once)):
-            part = mirrored(volumes.volumes[start : start + at_once].to(device), axes)
+        for (variant, turns), start in product(wanted, range(0, len(volumes.cases), at_once)):
+            chosen = range(start, min(start + at_once, len(volumes.cases)))
+            scans = mirrored(volumes.volumes[chosen.start : chosen.stop], variant.mirrored)
+            views = [_view(turned, scan, turns[i], volumes.cases[i]) for i, scan in zip(chosen, scans, strict=True)]
+            part = torch.stack(views).to(device)
             means = _means(autoencoder, part, tile_voxels).float().cpu()
             if not bool(means.isfinite().all()):
                 raise DataError(
@@ -226,17 +237,18 @@ def _write_latents(
             advance(len(means))
 
 
-def _write_masks(masks: Tensor, variants: Sequence[Sequence[str]], path: Path) -> None:
-    shape = (len(variants) * len(masks), *masks.shape[1:])
+def _write_masks(masks: Tensor, cases: Sequence[Case], wanted: Wanted, path: Path) -> None:
+    shape = (len(wanted) * len(masks), *masks.shape[1:])
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for axes, mask in product(variants, masks):
-            file.write(mirrored(mask[None], axes).contiguous().numpy().tobytes())
+        for variant, turns in wanted:
+            for mask, turn, case in zip(masks, turns, cases, strict=True):
+                view = _view(turned_labels, mirrored(mask[None], variant.mirrored)[0], turn, case)
+                file.write(view.contiguous().numpy().tobytes())
 
 
-def mirrored(volumes: Tensor, axes: Sequence[str]) -> Tensor:
-    """Volumes [B, C, X, Y, Z] mirrored along some of x, y and z."""
-    return volumes.flip([2 + "xyz".index(axis) for axis in axes])
+def _view(turn: Callable[..., Tensor], volume: Tensor, degrees: Degrees | None, case: Case) -> Tensor:
+    return volume if degrees is None else turn(volume, degrees, case.spacing_mm)
 
 
 def _means(autoencoder: VolumeAutoencoder, volumes: Tensor, tile_voxels: int) -> Tensor:

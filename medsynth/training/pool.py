@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medsynth.config.denoiser import Place
-from medsynth.models.conditions import Declaration, encode, mask_name, steering_values
+from medsynth.models.conditions import TURNED, Declaration, encode, encode_turns, mask_name, steering_values
 from medsynth.training.batches import per_grid
 from medsynth.training.latents import LatentStatistics, LatentStore
 
@@ -84,6 +84,9 @@ class GridPool:
                 part = slice(start, start + AT_ONCE)
                 encode(declaration, rows[part], torch.from_numpy(np.array(store.masks[part])))
         self._values = encode(declaration, rows)
+        turns = [case.turned for case in store.cases]
+        if any(turn is not None for turn in turns):
+            self._values[TURNED] = encode_turns(turns)
         self._held: tuple[Tensor, Tensor | None] | None = None
 
     def __len__(self) -> int:
@@ -109,7 +112,7 @@ class GridPool:
         """The first case of every patient, as it was scanned: what tests take for independent of one another."""
         first: dict[str, int] = {}
         for number, case in enumerate(self.store.cases):
-            if not case.mirrored:
+            if not case.mirrored and case.turned is None:
                 first.setdefault(case.patient, number)
         return list(first.values())
 

@@ -1,19 +1,35 @@
 """Which mirrored variants there are, and which conditions forbid them."""
 
 import pytest
+from pydantic import ValidationError
 
 from medsynth.config.augment import Augment, contradicted
+from medsynth.config.base import plain
 from medsynth.config.cohort import CategoryCondition, MaskCondition, NumberCondition
 from medsynth.config.pipeline import Pipeline
 
 SIDE = CategoryCondition(kind="category", values=("Left", "Right"))
 
 
-def test_variants_are_all_sets_of_the_axes_and_the_scan_itself_comes_first():
-    assert Augment().variants() == [()]
-    assert Augment(mirror=("x",)).variants() == [(), ("x",)]
-    assert Augment(mirror=("z", "x")).variants() == [(), ("x",), ("z",), ("x", "z")]
-    assert Augment(mirror=("x", "x")).variants() == [(), ("x",)]
+def test_mirrored_are_all_sets_of_the_axes_and_the_scan_itself_comes_first():
+    assert Augment().mirrored() == [()]
+    assert Augment(mirror=("x",)).mirrored() == [(), ("x",)]
+    assert Augment(mirror=("z", "x")).mirrored() == [(), ("x",), ("z",), ("x", "z")]
+    assert Augment(mirror=("x", "x")).mirrored() == [(), ("x",)]
+
+
+def test_without_turned_copies_settings_are_those_of_earlier_versions():
+    """What is encoded already stays."""
+    assert plain(Augment(mirror=("x",))) == {"mirror": ["x"]}
+    assert plain(Augment(turned_copies=3)) == {"mirror": [], "turned_copies": 3}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"turned_copies": -1}, {"turned_copies": 1.5}, {"turn_degrees": 0}, {"turn_degrees": 90}]
+)
+def test_turns_that_no_scan_could_have_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        Augment(**wrong)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from medsynth.errors import ConfigError
 from medsynth.models.condition_encoder import ConditionEncoder
 from medsynth.models.conditions import (
     NULL_LABEL,
+    TURNED,
     Declaration,
     declare,
     drop,
     encode,
+    encode_turns,
     mask_name,
     never_withheld,
     random_drop,
@@ -249,6 +251,24 @@ def test_without_conditions_there_are_no_tokens() -> None:
     assert tokens.shape == (2, 0, 12)
     assert field is None
     assert network.mask_channels == 0
+
+
+def test_how_a_training_scan_was_turned_is_a_token_that_all_others_lack() -> None:
+    rows = [{"diagnosis": "malignant", "diameter_mm": 9.0}] * 2
+    given = encode(DECLARATION, rows, masks(2))
+    network = ConditionEncoder(DECLARATION, 12, 2, 5, turned=True)
+    turns = encode_turns([(5.0, 0.0, -10.0), None])
+    torch.testing.assert_close(turns, torch.tensor([[0.5, 0.0, -1.0, 1.0], [0.0] * 4]))
+    assert network.turns is not None
+    torch.nn.init.normal_(network.turns.weight)
+    asked, _ = network(given, 2, (3, 2, 4), CPU)
+    told, _ = network({**given, TURNED: turns}, 2, (3, 2, 4), CPU)
+    assert asked.shape == told.shape == (2, 3, 12)
+    assert torch.equal(asked[1], told[1]), "as it was scanned, as it is asked for"
+    assert torch.equal(asked[0, :2], told[0, :2]) and not torch.equal(asked[0, 2], told[0, 2])
+    assert torch.equal(asked[:, 2], torch.zeros(2, 12))
+    with pytest.raises(ConfigError, match="is unknown: the model knows diagnosis, diameter_mm, nodule"):
+        encode(DECLARATION, [{TURNED: 1.0}])
 
 
 def test_a_condition_alone_is_withheld_as_declared_and_one_never_withheld_never() -> None:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from medsynth.config.pipeline import Pipeline
+from medsynth.diffusion.model_folder import load_model
 from medsynth.progress import Silent
 from medsynth.stages.encode import JUDGED, _judge_mirrors
+from medsynth.stages.given_masks import manifest_rows
 
 
 class Part:
@@ -81,3 +83,15 @@ def test_the_stage_says_it_and_keeps_it(workspace, run_tiny):
     assert any("denoiser.augment.mirror: z" in line for line in said)
     summary = json.loads((workspace / "latents" / "stage.json").read_text())["summary"]
     assert summary["latents"] == 16  # 8 training scans, each twice
+
+
+@pytest.mark.slow
+def test_a_model_of_turned_copies_knows_nothing_of_them_when_asked(workspace, run_tiny):
+    for stage in ("encode", "denoiser", "generate"):
+        run_tiny(workspace, "denoiser.augment.turned_copies=2", only=stage)
+    summary = json.loads((workspace / "latents" / "stage.json").read_text())["summary"]
+    assert summary["latents"] == 24  # 8 training scans, each three times
+    model = load_model(workspace / "denoiser" / "model")
+    assert model.denoiser.config.turned
+    assert set(model.condition_declaration) == {"diagnosis", "diameter_mm", "nodule"}
+    assert len(manifest_rows(workspace / "synthetic" / "manifest.csv")) == 8

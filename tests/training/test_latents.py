@@ -12,9 +12,12 @@ from small_generator import BOX, CPU, new_autoencoder, volume_set
 
 from medsynth.config.training import TILE_VOXELS
 from medsynth.errors import DataError, UnreadableError
+from medsynth.models.conditions import TURNED
 from medsynth.progress import Silent
 from medsynth.training.batches import Order
 from medsynth.training.latents import LatentStatistics, LatentStore, encode_latents
+from medsynth.training.pool import GridPool
+from medsynth.training.variants import Variant, mirrored, turned, turned_labels
 
 
 def encoded(folder, network=None, tile_voxels=TILE_VOXELS, **changes):
@@ -148,7 +151,8 @@ def test_latents_that_are_not_finite_are_refused(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-VARIANTS = ((), ("x",), ("y",), ("x", "y"))
+VARIANTS = tuple(Variant(axes) for axes in ("", "x", "y", "xy"))
+COPIES = (Variant(), Variant("", 1, 20.0), Variant("x", 2, 20.0))
 
 
 def test_a_mirrored_variant_is_the_encoding_of_the_mirrored_volume(tmp_path):
@@ -156,19 +160,51 @@ def test_a_mirrored_variant_is_the_encoding_of_the_mirrored_volume(tmp_path):
     store = encode_latents(network, volumes, tmp_path / "store", CPU, Silent(), variants=VARIANTS)
     assert len(store) == 12
     assert store.latents.shape[0] == store.masks.shape[0] == 12
-    for number, axes in enumerate(VARIANTS):
+    for number, variant in enumerate(VARIANTS):
         part = range(3 * number, 3 * number + 3)
-        dims = [2 + "xyz".index(axis) for axis in axes]
+        dims = [2 + "xyz".index(axis) for axis in variant.mirrored]
         with torch.no_grad():
             expected = network.encode(volumes.volumes.flip(dims)).mean
         latents, masks = store.take(part)
         torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
         assert torch.equal(masks, volumes.masks.flip(dims))
-        assert [store.cases[i].mirrored for i in part] == ["".join(axes)] * 3
+        assert [store.cases[i].mirrored for i in part] == [variant.mirrored] * 3
+        assert all(store.cases[i].turned is None for i in part)
         assert [store.cases[i].case for i in part] == [case.case for case in volumes.cases]
         assert [store.rows[i] for i in part] == [case.conditions for case in volumes.cases]
-        if axes:  # and it is not the mirrored latent
+        if dims:  # and it is not the mirrored latent
             assert not torch.allclose(latents, store.take(range(3))[0].flip(dims), atol=1e-2)
+
+
+def test_a_turned_copy_is_the_encoding_of_the_turned_volume_and_says_how_it_was_turned(tmp_path):
+    network, volumes = new_autoencoder(), volume_set(3, "train")
+    store = encode_latents(network, volumes, tmp_path / "store", CPU, Silent(), variants=COPIES, seed=4)
+    assert LatentStore.open(tmp_path / "store").cases == store.cases
+    plain = encode_latents(network, volumes, tmp_path / "plain", CPU, Silent())
+    assert np.array_equal(store.latents[:3], plain.latents) and store.cases[:3] == plain.cases
+    for number, variant in enumerate(COPIES):
+        for row, case in enumerate(volumes.cases):
+            degrees = store.cases[3 * number + row].turned
+            assert degrees == variant.turn_of(case.case, 4)
+            if degrees is None:
+                continue
+            scan, mask = (mirrored(each[[row]], variant.mirrored)[0] for each in (volumes.volumes, volumes.masks))
+            with torch.no_grad():
+                expected = network.encode(turned(scan, degrees, case.spacing_mm)[None]).mean
+            latents, masks = store.take([3 * number + row])
+            torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
+            assert torch.equal(masks[0], turned_labels(mask, degrees, case.spacing_mm))
+
+
+def test_turned_copies_are_told_apart_from_scans_and_are_nobodys_first_scan(tmp_path):
+    variants = (Variant("", 1, 20.0), Variant())
+    store = encode_latents(new_autoencoder(), volume_set(3, "train"), tmp_path, CPU, Silent(), variants=variants)
+    pool = GridPool(store, {}, LatentStatistics.of(store))
+    assert pool.one_per_patient() == [3, 4, 5]
+    _, conditions = pool.take(torch.tensor([0, 3]))
+    told = conditions[TURNED]
+    torch.testing.assert_close(told[0], torch.tensor([*(d / 10 for d in store.cases[0].turned), 1.0]))
+    assert torch.equal(told[1], torch.zeros(4))
 
 
 def test_every_variant_of_a_case_is_trained_on_as_often(tmp_path):
