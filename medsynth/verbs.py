@@ -75,7 +75,7 @@ def show_plan(pipeline: Pipeline, folder: Path, only: str | None, *, force: bool
     scans = sum(generate.counts.values()) or generate.count
     if generate.ratio_of_training is not None:
         scans = round(generate.ratio_of_training * pipeline.prepare.split.train * cases)
-    needed = (cases * 2 + scans) * voxels * BYTES_PER_STORED_VOXEL
+    needed = (cases * (1 + pipeline.denoiser.augment.variants) + scans) * voxels * BYTES_PER_STORED_VOXEL
     parent = next(place for place in (folder, *folder.parents) if place.exists())
     return {
         "pipeline": pipeline.name,

@@ -212,6 +212,8 @@ def test_a_dry_run_tells_everything_and_writes_nothing(
     assert plan["disk_needed_mb"] > 0
     assert plan["disk_free_mb"] > 0
     assert outcome.err == ""
+    copies = medsynth("run", "demo", "--dry-run", "--json", "--set", "denoiser.augment.turned_copies=7")
+    assert json.loads(copies.out)["disk_needed_mb"] > 3 * plan["disk_needed_mb"]
     shown = medsynth("demo", "--dry-run")
     assert "prepare: run (not run yet)" in shown.out
     assert list(medsynth_keys(medsynth("prepare", "demo", "--dry-run", "--json"))) == ["prepare"]

@@ -37,6 +37,11 @@ class Augment(Settings):
         axes = sorted(set(self.mirror))
         return [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
 
+    @property
+    def variants(self) -> int:
+        """How often each training scan is encoded."""
+        return len(self.mirrored()) * (1 + self.turned_copies)
+
 
 def contradicted(augment: Augment, conditions: Mapping[str, Condition]) -> list[str]:
     """A sentence for each steering condition that tells apart what a mirrored axis swaps, as far as its words show."""

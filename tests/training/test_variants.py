@@ -104,6 +104,7 @@ def test_a_copy_is_turned_in_a_way_of_its_own_that_nothing_else_touches():
         ("x", 1),
         ("x", 2),
     ]
+    assert len(variants) == Augment(mirror=("x",), turned_copies=2).variants == 6
     turns = {(each, case): each.turn_of(case, 3) for each in variants for case in ("a", "b")}
     assert all((turn is None) == (each.copy == 0) for (each, _), turn in turns.items())
     told = [turn for turn in turns.values() if turn is not None]
