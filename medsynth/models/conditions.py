@@ -35,7 +35,9 @@ CONDITION = "condition "
 TURNED = "turned (augmentation)"
 """No condition that anybody declares or asks for, and no name that one could have: how a training scan was turned."""
 TURN_FEATURES = 4
-USUAL_TURN_DEGREES = 10.0
+"""Three angles, and 1 for a scan that was turned: cubic splines leave their mark however small the angles."""
+TURN_UNIT_DEGREES = 10.0
+"""In which a network is told angles."""
 NULL_CATEGORY = -1
 NULL_LABEL = 255
 
@@ -129,8 +131,8 @@ def encode(
 
 
 def encode_turns(turns: Sequence[Sequence[float] | None]) -> Tensor:
-    """Degrees about x, y and z of each scan, None for one as it was scanned: [B, 4] float32, zeros for the latter."""
-    told = [[0.0] * TURN_FEATURES if turn is None else [*(d / USUAL_TURN_DEGREES for d in turn), 1.0] for turn in turns]
+    """How scans were turned: degrees about x, y and z, or None as they were scanned -> [B, 4] float32, zeros for the latter."""
+    told = [[0.0] * TURN_FEATURES if turn is None else [*(d / TURN_UNIT_DEGREES for d in turn), 1.0] for turn in turns]
     return torch.tensor(told)
 
 
