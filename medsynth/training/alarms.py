@@ -21,6 +21,8 @@ QUESTIONS = {
     "gap": "whether training scans are learned by heart",
 }
 """Figure of a look -> what it answers."""
+REMEDY = "set denoiser.augment.turned_copies (docs/your-own-scans.md)"
+"""What lessens memorising."""
 
 
 def alarms(records: Sequence[Record]) -> dict[str, str]:
@@ -48,12 +50,12 @@ def _of_looks(records: Sequence[Record]) -> dict[str, str]:
     if seen["copies_p"] < SIGNIFICANT:
         standing["copies"] = (
             f"{seen['copies']:.0%} of the samples lie nearer to one training scan than held-out real scans do: the denoiser "
-            "begins to memorise; stop earlier, take a smaller network or more patients"
+            f"begins to memorise; stop earlier, take a smaller network or more patients, or {REMEDY}"
         )
     if seen["gap_p"] < SIGNIFICANT and _parting(records, [look["training_loss"] for _, look in looks]):
         standing["gap"] = (
             f"the loss on validation cases rises ({seen['validation_loss']:.4g}) while that on training cases still falls "
-            f"({seen['training_loss']:.4g}): from here on the denoiser learns its training scans by heart"
+            f"({seen['training_loss']:.4g}): from here on the denoiser learns its training scans by heart; {REMEDY}"
         )
     return {kind: f"step {record.step}: {sentence}" for kind, sentence in standing.items()}
 
