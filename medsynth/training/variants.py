@@ -7,7 +7,6 @@ patients have in common.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from medsynth.config.augment import Augment
@@ -91,11 +91,4 @@ def _turned(
 
 def turn_matrix(degrees: Degrees) -> NDArray[np.float64]:
     """[3, 3]: about x first, then y, then z."""
-    whole = np.eye(3)
-    for axis, angle in enumerate(map(math.radians, degrees)):
-        i, j = (axis + 1) % 3, (axis + 2) % 3
-        one = np.eye(3)
-        one[i, i] = one[j, j] = math.cos(angle)
-        one[i, j], one[j, i] = -math.sin(angle), math.sin(angle)
-        whole = one @ whole
-    return whole
+    return np.asarray(Rotation.from_euler("xyz", degrees, degrees=True).as_matrix())
