@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -41,15 +42,27 @@ class GatedConvolution(nn.Module):
         self.convolution = Convolution(2 * hidden, 2 * hidden, 2 * hidden // group_width)
         self.mix_out = nn.Linear(hidden, channels, bias=False)
 
-    def forward(self, x: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-        """Of `prepare(x)`: [B, X, Y, Z, C] -> [B, X, Y, Z, C]."""
-        h = remade(lambda x: product(self.mix_in, prepare(x)), x)
-        h = remade(lambda h: self.convolution(silu(h, self.mix_in.bias)), h)
-        return remade(self._gated_mix, h)
+    def forward(self, x: Tensor, prepare: Callable[[Tensor], Tensor], gate: Tensor) -> Tensor:
+        """x + gate * that of `prepare(x)`: [B, X, Y, Z, C] and a gate [B, C] -> [B, X, Y, Z, C]."""
+        h = remade(lambda x: self.convolution(silu(product(self.mix_in, prepare(x)), self.mix_in.bias)), x)
+        return remade(lambda x, h: gated_residual(x, self.mix_out, gate, _gated(h)), x, h)
 
-    def _gated_mix(self, h: Tensor) -> Tensor:
-        value, gate = h.chunk(2, -1)
-        return self.mix_out(value * F.silu(gate))
+
+def _gated(h: Tensor) -> Tensor:
+    value, gate = h.chunk(2, -1)
+    return value * F.silu(gate)
+
+
+def gated_residual(x: Tensor, layer: nn.Linear, gate: Tensor, h: Tensor) -> Tensor:
+    """x + gate * layer(h), where each sample has a gate of its own: x [B, ..., C], gate [B, C], h [B, ..., D] -> [B, ..., C].
+
+    The gate goes into the matrix. Then the layer's answer, as large as x, need not be kept for the gate's derivative: that
+    comes of the matrix's.
+    """
+    matrices = gate[:, :, None] * layer.weight
+    if layer.bias is not None:
+        x = x + (gate * layer.bias).to(x.dtype).view(len(x), *[1] * (x.ndim - 2), -1)
+    return torch.baddbmm(x.flatten(1, -2), h.flatten(1, -2), matrices.mT).view(x.shape)
 
 
 class TransformerBlock(nn.Module):
@@ -73,15 +86,11 @@ class TransformerBlock(nn.Module):
         """[B, X, Y, Z, C], shared vectors [B, 6, C] and tokens [B, T, W] -> [B, X, Y, Z, C]."""
         scale, shift, gate, feed_scale, feed_shift, feed_gate = (shared + self.table).to(x.dtype).unbind(1)
         if self.attention.kind != "none":
-            x = x + _everywhere(gate) * self.attention.mix(x, lambda x: self.attention.norm(x, scale, shift))
+            out = partial(gated_residual, x, self.attention.out, gate)
+            x = self.attention.mix(x, lambda x: self.attention.norm(x, scale, shift), out)
         if self.cross is not None and tokens is not None:
             x = self.cross(x, tokens)
-        return x + _everywhere(feed_gate) * self.feed(x, lambda x: self.norm_feed(x, feed_scale, feed_shift))
-
-
-def _everywhere(row: Tensor) -> Tensor:
-    """[B, C] -> [B, 1, 1, 1, C]."""
-    return row[:, None, None, None]
+        return self.feed(x, lambda x: self.norm_feed(x, feed_scale, feed_shift), feed_gate)
 
 
 class LatentTransformer(ModelMixin, ConfigMixin):

@@ -7,7 +7,7 @@ import torch
 from network_inputs import DECLARATION, inputs, saved_values
 
 from medsynth.errors import DataError
-from medsynth.models.transformer import LatentTransformer
+from medsynth.models.transformer import LatentTransformer, gated_residual
 from medsynth.seeding import torch_generator
 
 
@@ -90,6 +90,35 @@ def test_a_checkpointed_network_has_the_same_values_and_gradients() -> None:
     assert saved[1] < 0.5 * saved[0]
     for (name, one), other in zip(plain.named_parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+def test_a_gate_in_the_matrix_is_a_gate_of_the_answer() -> None:
+    generator = torch_generator(3, "gates")
+    x, gate, h = (
+        torch.randn(shape, generator=generator).double() for shape in ((2, 3, 4, 2, 6), (2, 6), (2, 3, 4, 2, 5))
+    )
+    for bias in (True, False):
+        layer = torch.nn.Linear(5, 6, bias=bias).double()
+        given = [value.requires_grad_() for value in (x, gate, h)] + [*layer.parameters()]
+        plain = x + gate[:, None, None, None] * layer(h)
+        merged = gated_residual(x, layer, gate, h)
+        torch.testing.assert_close(merged, plain)
+        gradients = (torch.autograd.grad(out.square().sum(), given) for out in (merged, plain))
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_block_keeps_its_two_inputs_and_what_the_convolution_gave() -> None:
+    """Beside vectors: of width 32 the convolution has 2 * 80 channels, and nothing else as large as the volume is kept."""
+    x, angle, conditions = inputs(2, (8, 8, 8))
+    shallow, deep = (
+        saved_values(
+            LatentTransformer(3, 2, 32, depth, 1, "linear", 8, 4, DECLARATION), x.float(), angle.float(), conditions
+        )
+        for depth in (1, 2)
+    )
+    voxels = 2 * 8**3
+    assert voxels * (2 * 32 + 160) <= deep - shallow < voxels * (2 * 32 + 160) * 1.05
 
 
 def test_it_comes_back_from_disk(tmp_path) -> None:  # type: ignore[no-untyped-def]
