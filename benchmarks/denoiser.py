@@ -4,7 +4,7 @@
     python -m benchmarks.denoiser --device cuda --dtype bfloat16 --group-width 64 --every-level-up-to 64
 
 Side by side, batch of one, 4 latent channels: medsynth's U-Net with linear attention at every level, also with
-`checkpointing`; its transformer; MONAI's `DiffusionModelUNet` (a) as its 3D latent diffusion tutorial lays it out, with
+`checkpointing`; its transformer, in patches of 2^3; MONAI's `DiffusionModelUNet` (a) as its 3D latent diffusion tutorial lays it out, with
 attention on the two coarser of three levels; and (b) with attention at every level, like ours. MONAI's attention uses
 PyTorch's fused kernels. Width or depth of the others are what brings their parameters nearest to those of our U-Net. A
 training step is forward, backward and AdamW; its memory holds gradients and AdamW's moments. Ratios are over our U-Net.
@@ -24,7 +24,7 @@ from benchmarks.harness import Works, adamw, cell, costs, limit_threads, million
 
 CHANNELS = 4
 HEAD_CHANNELS = 32
-TRANSFORMER_WIDTH = 384
+TRANSFORMER_WIDTH, TRANSFORMER_PATCH = 384, 2
 OURS, CHECKPOINTED, TRANSFORMER = "medsynth", "medsynth-checkpoint", "medsynth-transformer"
 TUTORIAL, EVERY_LEVEL = "monai-tutorial", "monai-every-level"
 NETWORKS = (OURS, CHECKPOINTED, TRANSFORMER, TUTORIAL, EVERY_LEVEL)
@@ -60,7 +60,7 @@ def _other(name: str, size: int, group_width: int | None) -> Any:
     from medsynth.models.transformer import LatentTransformer
 
     if name == TRANSFORMER:
-        return LatentTransformer(CHANNELS, 4, TRANSFORMER_WIDTH, depth=size, **_groups(group_width))
+        return LatentTransformer(CHANNELS, 4, TRANSFORMER_WIDTH, size, TRANSFORMER_PATCH, **_groups(group_width))
     return _monai(name, size)
 
 

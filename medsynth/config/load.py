@@ -46,9 +46,13 @@ def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
     path = find_pipeline(name)
     data, origins = _read(path)
     mistakes: list[str] = []
+    chosen = [text for text in overrides if _names_preset(text)]
+    for text in chosen:
+        _override(Pipeline, data, origins, text, mistakes)
     data = _with_presets(data, origins, mistakes)
     for text in overrides:
-        _override(Pipeline, data, origins, text, mistakes)
+        if text not in chosen:
+            _override(Pipeline, data, origins, text, mistakes)
     return _validate(Pipeline, data, origins, str(path), path.parent, mistakes)
 
 
@@ -119,6 +123,12 @@ def _with_presets(data: dict[str, Any], origins: Origins, mistakes: list[str]) -
         for key, where in base_origins.items():
             origins.setdefault((section, *key), where)
     return data
+
+
+def _names_preset(text: str) -> bool:
+    """Whether `--set` chooses a section's preset, over which the section's other settings are laid."""
+    section, _, key = text.partition("=")[0].strip().partition(".")
+    return section in PRESET_SECTIONS and key == "preset"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

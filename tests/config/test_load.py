@@ -247,6 +247,20 @@ def test_an_objective_without_a_kind_is_flow_and_mistakes_name_its_own_keys(
     assert expected in line
 
 
+def test_a_preset_is_chosen_on_the_command_line(tmp_path: Path) -> None:
+    """In whatever order: the section's own settings, and those of other `--set`, lie over it."""
+    path = write(tmp_path, GOOD + "denoiser: {preset: tiny, training: {steps: 5}}\n")
+    said = ["denoiser.training.batch_size=3", "denoiser.preset=transformer-tiny"]
+    for overrides in (said, said[::-1]):
+        found = load_pipeline(path, overrides).denoiser
+        assert found.network.kind == "transformer"
+        assert (found.training.steps, found.training.batch_size) == (5, 3)
+    (line,) = mistakes(path, "denoiser.preset=transfomer-tiny")
+    assert line.startswith("--set: denoiser.preset: expected one of base,")
+    assert line.endswith("(did you mean transformer-tiny?)")
+    assert load_pipeline(write(tmp_path, GOOD), ["denoiser.preset=tiny"]).denoiser.network.kind == "unet"
+
+
 def test_unknown_preset_and_key_of_a_preset(tmp_path: Path) -> None:
     (line,) = mistakes(write(tmp_path, GOOD + "denoiser: {preset: tinny}\n"))
     assert "did you mean tiny?" in line
