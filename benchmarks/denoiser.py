@@ -4,9 +4,9 @@
     python -m benchmarks.denoiser --device cuda --dtype bfloat16 --group-width 64 --every-level-up-to 64
 
 Side by side, batch of one, 4 latent channels: medsynth's U-Net with linear attention at every level, also with
-`checkpointing`; its transformer, in patches of 2^3; MONAI's `DiffusionModelUNet` (a) as its 3D latent diffusion tutorial lays it out, with
-attention on the two coarser of three levels; and (b) with attention at every level, like ours. MONAI's attention uses
-PyTorch's fused kernels. Width or depth of the others are what brings their parameters nearest to those of our U-Net. A
+`checkpointing`; its transformer, in patches of 2^3; MONAI's `DiffusionModelUNet` (a) as its 3D latent diffusion tutorial lays
+it out, with attention on the two coarser of three levels; and (b) with attention at every level, like ours. MONAI's attention
+uses PyTorch's fused kernels. Width or depth of the others are what brings their parameters nearest to those of our U-Net. A
 training step is forward, backward and AdamW; its memory holds gradients and AdamW's moments. Ratios are over our U-Net.
 
 On a GPU both are also recorded as a CUDA graph and replayed, forward and backward of a step as medsynth's training does it, for

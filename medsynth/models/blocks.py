@@ -98,6 +98,11 @@ class ChannelNorm(nn.Module):
         return torch.addcmul(shift, normed, 1 + scale)
 
 
+def groups_of(channels: int, group_width: int) -> int:
+    """In how many groups a convolution runs: one where the channels are no multiple of the width."""
+    return channels // group_width if channels % group_width == 0 else 1
+
+
 class Convolution(nn.Module):
     """A 3x3x3 convolution of a channels-last volume, zero padded."""
 
@@ -158,8 +163,7 @@ class ResidualBlock(nn.Module):
         self.norm = ChannelNorm(channels)
         self.modulation = None if vector_width is None else nn.Linear(vector_width, 2 * channels)
         self.mix_in = nn.Linear(channels, channels)
-        groups = channels // group_width if channels % group_width == 0 else 1
-        self.convolution = Convolution(channels, channels, groups)
+        self.convolution = Convolution(channels, channels, groups_of(channels, group_width))
         self.mix_out = nn.Linear(channels, channels)
         nn.init.zeros_(self.mix_out.weight)
         nn.init.zeros_(self.mix_out.bias)

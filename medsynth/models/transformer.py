@@ -14,38 +14,37 @@ from torch.nn import functional as F
 
 from medsynth.errors import DataError
 from medsynth.models.attention import Attention3D, CrossAttention, Kind
-from medsynth.models.blocks import ChannelNorm, Convolution, checkpointed, fold, product, remade, silu, unfold
+from medsynth.models.blocks import GROUP_WIDTH, ChannelNorm, Convolution, checkpointed, fold, groups_of, remade, unfold
 from medsynth.models.condition_encoder import ConditionEncoder
 from medsynth.models.conditions import Declaration
 from medsynth.models.steering import PLACE_WAVES, AngleEncoder, grid_waves
 
 EXPANSION = 2.5
 """Width of the feed-forward part over that of the block, as Sana has it (Xie 2024, sec. 2.2)."""
-FEED_GROUP_WIDTH = 8
 PARTS = 6
 """Scale, shift and gate, for attention and for feed-forward."""
 
 
-class GatedConvolution(nn.Module):
-    """Feed-forward with a 3x3x3 convolution and a gate: mix(conv(mix(x))_1 * silu(conv(mix(x))_2)).
+class FeedForward(nn.Module):
+    """Feed-forward after a 3x3x3 convolution, with a gate: mix(h_1 * silu(h_2)) with h = mix(conv(x)).
 
-    The convolution gives what linear attention lacks, detail of the neighbourhood (Xie 2024, sec. 2.2, there in 2D and
-    depthwise). It runs in groups: on a CPU PyTorch's backward pass of a depthwise one takes four times as long as in
-    groups of 8 channels, and an H200 takes as long for groups of 8 as for groups of 64.
+    The convolution gives what linear attention lacks, detail of the neighbourhood. Sana (Xie 2024, sec. 2.2, in 2D and
+    depthwise) convolves the expanded channels. Ahead of the expansion, where ConvNeXt has it (Liu 2022, sec. 2.6), a fifth as
+    many go through it and nothing as wide is kept for the backward pass: it trains faster (docs/history.md). It runs in
+    groups of channels, or full where they are no multiple of `group_width`.
     """
 
-    def __init__(self, channels: int, expansion: float, group_width: int) -> None:
+    def __init__(self, channels: int, group_width: int) -> None:
         super().__init__()
-        step = max(16, group_width)
-        hidden = step * max(1, round(channels * expansion / step))
-        self.mix_in = nn.Linear(channels, 2 * hidden)
-        self.convolution = Convolution(2 * hidden, 2 * hidden, 2 * hidden // group_width)
+        hidden = 16 * max(1, round(channels * EXPANSION / 16))
+        self.convolution = Convolution(channels, channels, groups_of(channels, group_width))
+        self.mix_in = nn.Linear(channels, 2 * hidden, bias=False)
         self.mix_out = nn.Linear(hidden, channels, bias=False)
 
     def forward(self, x: Tensor, prepare: Callable[[Tensor], Tensor], gate: Tensor) -> Tensor:
         """x + gate * that of `prepare(x)`: [B, X, Y, Z, C] and a gate [B, C] -> [B, X, Y, Z, C]."""
-        h = remade(lambda x: self.convolution(silu(product(self.mix_in, prepare(x)), self.mix_in.bias)), x)
-        return remade(lambda x, h: gated_residual(x, self.mix_out, gate, _gated(h)), x, h)
+        h = remade(lambda x: self.convolution(prepare(x)), x)
+        return remade(lambda x, h: gated_residual(x, self.mix_out, gate, _gated(self.mix_in(h))), x, h)
 
 
 def _gated(h: Tensor) -> Tensor:
@@ -78,7 +77,7 @@ class TransformerBlock(nn.Module):
         self.attention = Attention3D(width, head_channels, kind, rotary=True)
         self.cross = None if token_width is None else CrossAttention(width, head_channels, token_width)
         self.norm_feed = ChannelNorm(width)
-        self.feed = GatedConvolution(width, EXPANSION, group_width)
+        self.feed = FeedForward(width, group_width)
         if kind != "none":
             nn.init.xavier_uniform_(self.attention.out.weight)  # the gate starts at zero in its place
 
@@ -117,7 +116,7 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         positions: bool = False,
         cross_attention: bool = False,
         checkpointing: bool = False,
-        group_width: int = FEED_GROUP_WIDTH,
+        group_width: int = GROUP_WIDTH,
         turned: bool = False,
     ) -> None:
         super().__init__()

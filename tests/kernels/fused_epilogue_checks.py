@@ -17,7 +17,6 @@ from medsynth.kernels.epilogue import fused_residual, fused_silu
 from medsynth.models import blocks
 from medsynth.models.attention import Attention3D, CrossAttention
 from medsynth.models.blocks import ResidualBlock
-from medsynth.models.transformer import GatedConvolution
 from medsynth.seeding import torch_generator
 
 pytest.importorskip("triton", reason="the kernels are written in Triton")
@@ -99,11 +98,6 @@ def test_a_block_is_the_same_with_its_biases_joined_late(
 def test_attention_is_the_same_with_its_bias_joined_late(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     same_without_late_biases(Attention3D(64, 16, kind), (drawn(2, 4, 3, 5, 64),), monkeypatch)
     same_without_late_biases(CrossAttention(64, 16, 24), (drawn(2, 4, 3, 5, 64), drawn(2, 3, 24)), monkeypatch)
-
-
-def test_a_feed_forward_is_the_same_with_its_bias_joined_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    feed = GatedConvolution(32, 2.5, 16)
-    same_without_late_biases(feed, (drawn(2, 4, 3, 5, 32), nn.Identity()), monkeypatch)
 
 
 def same_without_late_biases(module: nn.Module, inputs: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:

