@@ -17,7 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import diffusers
+import torch
+from safetensors import safe_open
 
+import medsynth
 from medsynth.diffusion.geometry import grids_of
 from medsynth.digests import file_sha256
 from medsynth.errors import ModelFolderError
@@ -101,6 +104,28 @@ def verify_model(folder: Path | str) -> None:
     known = {name: [["medsynth", kind] for kind in kinds] for name, kinds in COMPONENTS.items()}
     if named.keys() != known.keys() or any(value not in known[name] for name, value in named.items()):
         raise ModelFolderError(f"model_index.json names other components than {', '.join(COMPONENTS)}; {_AGAIN}")
+
+
+def check_weights(folder: Path) -> None:
+    """Raise ModelFolderError where weights are not, by name and shape, those of the network that a configuration describes.
+
+    diffusers would draw at random what is missing, and leave out what is unknown.
+    """
+    for name in COMPONENTS:
+        kind = getattr(medsynth, read_json(folder, "model_index.json")[name][1])
+        with torch.device("meta"):
+            network = kind.from_config(read_json(folder / name, "config.json"))
+        expected = {key: list(weight.shape) for key, weight in network.state_dict().items()}
+        found: dict[str, list[int]] = {}
+        for path in sorted((folder / name).glob("*.safetensors")):
+            with safe_open(path, "pt") as weights:
+                found |= {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118
+        differ = sorted(key for key in expected | found if expected.get(key) != found.get(key))
+        if differ:
+            raise ModelFolderError(
+                f"expected a model of this version, found one in which the weights of its {name} are not those of its network "
+                f"({differ[0]}{_more(differ, 1)}); use the version that made it, or train it again"
+            )
 
 
 def check_parts(autoencoder: Any, denoiser: Any, conditions: Mapping[str, Any], geometry: Mapping[str, Any]) -> None:
@@ -191,5 +216,5 @@ def _files(folder: Path) -> set[str]:
     return found
 
 
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 3} more" if len(names) > 3 else ""
+def _more(names: list[str], told: int = 3) -> str:
+    return f" and {len(names) - told} more" if len(names) > told else ""

@@ -29,7 +29,7 @@ from medsynth.diffusion.device_decoder import DeviceDecoder
 from medsynth.diffusion.device_denoiser import DeviceDenoiser, Series
 from medsynth.diffusion.geometry import centred_affine, naming
 from medsynth.diffusion.guidance import Guidance, Scales, guided
-from medsynth.diffusion.model_folder import PARTS, check_parts, read_json, save_model, verify_model
+from medsynth.diffusion.model_folder import PARTS, check_parts, check_weights, read_json, save_model, verify_model
 from medsynth.diffusion.objective import Objective
 from medsynth.diffusion.order import Order, take_order
 from medsynth.diffusion.samplers import evaluations_used, sample
@@ -137,10 +137,11 @@ class LatentVolumePipeline(DiffusionPipeline):
         """The pipeline in a model folder on this disk, verified first; nothing is fetched and no code is run.
 
         `kwargs` as diffusers takes them (`torch_dtype`, `device_map`, ...). Raises ModelFolderError for a folder that
-        is none, incomplete, altered, or of a newer format.
+        is none, incomplete, altered, or of another version.
         """
         folder = Path(folder)
         verify_model(folder)
+        check_weights(folder)
         parts = {part: read_json(folder, f"{part}.json") for part in PARTS}
         fixed = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
         shows_bars = diffusers_logging.is_progress_bar_enabled()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from medsynth.diffusion.model_folder import CHECKSUMS, FORMAT_VERSION, load_model, save_model, verify_model
 from medsynth.diffusion.pipeline import LatentVolumePipeline
@@ -263,3 +264,22 @@ def test_what_a_killed_save_left_is_cleared_and_a_folder_in_use_is_kept(pipeline
 def test_a_folder_may_move(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "elsewhere" / "copy")
     verify_model(tmp_path / "elsewhere" / "copy")
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "denoiser"])
+@pytest.mark.parametrize("change", ["lacks one", "one more", "another shape"])
+def test_weights_that_are_not_those_of_the_network_are_refused(folder, part, change):
+    """Those of an older version, for instance: what is missing would be drawn at random."""
+    path = folder / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    if change == "one more":
+        weights["older.weight"] = torch.zeros(3)
+    elif change == "lacks one":
+        del weights[name]
+    else:
+        weights[name] = torch.zeros(3, 5, 7)
+    save_file(weights, path)
+    reseal(folder)
+    with pytest.raises(ModelFolderError, match=f"weights of its {part}.*train"):
+        load_model(folder)
