@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 20.0
 SECONDS_OF_RESUMING = 1.0
 """What is reported this soon was done by an earlier run: it says nothing about the pace."""
+LINES_OF_PACE = 15
+"""The pace is that since so many lines ago: five minutes."""
 
 
 class TerminalProgress:
@@ -38,20 +41,25 @@ class LogProgress:
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        start = last = since = time.monotonic()
-        done = earlier = 0
+        start = last = time.monotonic()
+        done = 0
+        paces = deque([(start, 0)], LINES_OF_PACE)
         self.write(f"{label}: {total} to do")
 
         def advance(more: int) -> None:
-            nonlocal done, last, since, earlier
+            nonlocal done, last
             done += more
             now = time.monotonic()
             if now - start < SECONDS_OF_RESUMING:
-                since, earlier = now, done
+                paces[0] = (now, done)
+            since, earlier = paces[0]
             if done > earlier and now - last >= SECONDS_BETWEEN_LINES:
                 last = now
                 left = (now - since) / (done - earlier) * max(total - done, 0)
                 self.write(f"{label}: {done}/{total}, about {clock(left)} left")
+                if since == start:
+                    paces.clear()  # the first line may count what an earlier run did, however long that took to tell
+                paces.append((now, done))
 
         yield advance
         self.write(f"{label}: {done}/{total} in {clock(time.monotonic() - start)}")

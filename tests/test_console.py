@@ -42,3 +42,23 @@ def test_what_an_earlier_run_did_is_not_taken_for_pace(clock: list[float]) -> No
         clock[0] += 20
         advance(50)
     assert lines[1] == "counting: 950/1000, about 0:20 left"
+
+
+def test_nor_where_that_took_long_to_tell(clock: list[float]) -> None:
+    lines: list[str] = []
+    with LogProgress(lines.append).task("counting", 1000) as advance:
+        clock[0] += 15
+        advance(900)
+        for _ in range(3):
+            clock[0] += 20
+            advance(10)
+    assert lines[2:4] == ["counting: 920/1000, about 2:40 left", "counting: 930/1000, about 2:20 left"]
+
+
+def test_the_pace_is_that_of_late(clock: list[float]) -> None:
+    lines: list[str] = []
+    with LogProgress(lines.append).task("counting", 1000) as advance:
+        for seconds in [100] * 5 + [20] * console.LINES_OF_PACE:
+            clock[0] += seconds
+            advance(1)
+    assert lines[-2] == f"counting: {5 + console.LINES_OF_PACE}/1000, about 5:26:40 left"
