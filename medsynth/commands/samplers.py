@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,9 +31,11 @@ def _verb(
     model: Annotated[str, typer.Option(help="Model folder, or models:/NAME@ALIAS.")],
     real: Annotated[Path, typer.Option(help="Workspace, prepared folder or its manifest.csv.")],
     out: Annotated[Path, typer.Option(help="New folder for table, plot and settings.")],
-    samplers: Annotated[str | None, typer.Option(metavar="A,B,...", help="Samplers to compare [all].")] = None,
+    samplers: Annotated[
+        list[str] | None, typer.Option(metavar="A,B,...", help="Samplers to compare; repeatable [all].")
+    ] = None,
     evaluations: Annotated[
-        str | None, typer.Option(metavar="N,M,...", help="Network evaluations per scan [4,8,15,30,60].")
+        list[str] | None, typer.Option(metavar="N,M,...", help="Network evaluations per scan [4,8,15,30,60].")
     ] = None,
     count: Annotated[int | None, typer.Option(min=3, help="Scans per choice [as held-out ones, 32 to 128].")] = None,
     tracking_uri: Annotated[
@@ -47,8 +50,8 @@ def _verb(
     quiet: QuietOption = False,
 ) -> None:
     """Compare samplers by quality against held-out real scans, and recommend the cheapest good one."""
-    numbers = None if evaluations is None else _numbers(evaluations)
-    names = None if samplers is None else _parts(samplers)
+    numbers = _numbers(evaluations) if evaluations else None
+    names = _parts(samplers) if samplers else None
     from medsynth.verbs import compare_samplers
 
     screen = screen_for(quiet)
@@ -65,12 +68,14 @@ def _verb(
         typer.echo(f"\n{settings}", nl=False)
 
 
-def _parts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
+def _parts(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part.strip() for text in texts for part in text.split(","))
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    parts = _parts(text)
+def _numbers(texts: Sequence[str]) -> tuple[int, ...]:
+    parts = _parts(texts)
     if not all(part.isdecimal() for part in parts):
-        raise UsageError(f"--evaluations: expected whole numbers joined by commas, found {text!r}; for example 8,15,30")
+        raise UsageError(
+            f"--evaluations: expected whole numbers joined by commas, found {','.join(texts)!r}; for example 8,15,30"
+        )
     return tuple(map(int, parts))

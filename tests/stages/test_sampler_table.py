@@ -124,6 +124,10 @@ def test_a_plan_and_what_is_refused(finished: Path, tmp_path: Path, medsynth: An
     out = tmp_path / "out"
     plan = json.loads(medsynth(*command(finished, out), "--dry-run", "--json").out)
     assert plan["network_calls"] == 5 * (2 + 1 + 3 + 3)
+    again = [*command(finished, out), "--samplers", "unipc", "--evaluations", "4", "--dry-run", "--json"]
+    assert [one for one in json.loads(medsynth(*again).out)["choices"] if one not in plan["choices"]] == [
+        "unipc 2", "unipc 3", "flow_euler 4", "flow_heun 4", "unipc 4",
+    ]  # fmt: skip
     assert not list(tmp_path.iterdir())
     wrong = [
         (["--samplers", "flow_eular"], 2, "did you mean flow_euler"),
