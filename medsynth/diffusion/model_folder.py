@@ -111,8 +111,9 @@ def check_weights(folder: Path) -> None:
 
     diffusers would draw at random what is missing, and leave out what is unknown.
     """
+    index = read_json(folder, "model_index.json")
     for name in COMPONENTS:
-        kind = getattr(medsynth, read_json(folder, "model_index.json")[name][1])
+        kind = getattr(medsynth, index[name][1])
         with torch.device("meta"):
             network = kind.from_config(read_json(folder / name, "config.json"))
         expected = {key: list(weight.shape) for key, weight in network.state_dict().items()}
